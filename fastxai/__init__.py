@@ -1,0 +1,5 @@
+"""fastxai: explanation maps, attacks on them and training against the attacks, on compiled second-order kernels."""
+
+from fastxai._backend import available, backend
+
+__all__ = ["available", "backend"]

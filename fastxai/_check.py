@@ -1,0 +1,53 @@
+"""Argument checks: every message names the argument, the contract and the value that came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["one_of", "positive", "require", "same_place", "shape", "tensor"]
+
+
+def require(condition: bool, name: str, contract: str, got: Any, kind: type[Exception] = ValueError) -> None:
+    """Raise ``kind("<name> must <contract>, got <got>")`` unless the condition holds."""
+    if not condition:
+        raise kind(f"{name} must {contract}, got {got}")
+
+
+def tensor(value: Any, name: str, floating: bool = True) -> Tensor:
+    """Return the value if it is a (floating point) tensor; TypeError otherwise."""
+    require(isinstance(value, Tensor), name, "be a torch.Tensor", type(value).__name__, TypeError)
+    if floating:
+        require(value.is_floating_point(), name, "have a floating point dtype", value.dtype, TypeError)
+    return value
+
+
+def positive(value: float, name: str) -> float:
+    """Return the value as a float if it is finite and above zero; ValueError otherwise."""
+    require(
+        isinstance(value, (int, float)) and math.isfinite(value) and value > 0, name, "be finite and positive", value
+    )
+    return float(value)
+
+
+def one_of(value: Any, name: str, allowed: Iterable[Any]) -> Any:
+    """Return the value if it is among those allowed; ValueError otherwise."""
+    allowed = tuple(allowed)
+    require(value in allowed, name, f"be one of {', '.join(map(repr, allowed))}", repr(value))
+    return value
+
+
+def shape(value: Tensor, name: str, expected: tuple[int, ...]) -> Tensor:
+    """Return the tensor if its shape is the expected one; ValueError otherwise."""
+    require(tuple(value.shape) == tuple(expected), name, f"have shape {list(expected)}", list(value.shape))
+    return value
+
+
+def same_place(value: Tensor, name: str, other: Tensor, other_name: str) -> Tensor:
+    """Return the tensor if dtype and device are those of the other; ValueError otherwise."""
+    require(value.dtype == other.dtype, name, f"have {other_name}'s dtype {other.dtype}", value.dtype)
+    require(value.device == other.device, name, f"be on {other_name}'s device {other.device}", value.device)
+    return value

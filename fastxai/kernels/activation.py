@@ -1,0 +1,261 @@
+"""Activation jets: push a truncated Taylor polynomial through y = s(a), pull cotangents back.
+
+Contract (all backends; components lie side by side in dim 0, S = number of directions, N = primal rows):
+
+    push         a [(1+S)N, ...] -> y [(1+S)N, ...], kept [N, ...]
+                 y_0 = s(a_0 + b);  y_v = s' a_v;  b is a channel bias on component 0 only
+    pull         nu [(1+S)N, ...] = (nu_v, nu_0^1 .. nu_0^S) -> mu of the same shape
+                 mu_v = s' nu_v;  mu_0^i = s' nu_0^i + s'' a_v^i nu_v;  S = 0: mu = s' nu
+    pull_primal  nu_v [N, ...], nu_0 [SN, ...] or None -> mu_0^i = s' nu_0^i + s'' a_v^i nu_v  [SN, ...]
+
+``kept`` is the one number per element from which s', s'' follow: m = sign(a) min(p, 1-p), p = sig(beta a), for
+softplus (p alone loses s'' to cancellation), the biased pre-activation itself for every other activation.
+The derivative of a tangent given ``kept`` (y_v = s' a_v) is ``pull`` with S = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastxai import _backend, _check
+
+__all__ = ["NAMES", "RELU_LIKE", "Activation", "pull", "pull_primal", "push"]
+
+# The position in this tuple is the activation's number in csrc/math.h and kernels/triton/activation.py.
+NAMES = ("identity", "softplus", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "elu", "relu", "relu6", "leaky_relu")
+RELU_LIKE = ("relu", "relu6", "leaky_relu")
+SECOND = ("own", "curvature", "none")
+MONOTONE = ("identity", "softplus", "sigmoid", "tanh", "elu", "relu", "relu6", "leaky_relu")
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One activation function with its first two derivatives.
+
+    Args:
+        name: one of ``NAMES``.
+        beta: sharpness of softplus, or of the curvature surrogate of a ReLU-like activation; > 0.
+        alpha: the negative slope of leaky_relu, the scale of elu.
+        second: "own" second derivative, or for ReLU-like ones "curvature" ([F]: s'' = beta p(1-p)) or "none".
+
+    Raises:
+        ValueError: unknown name, beta not positive and finite, or a surrogate on a smooth activation.
+    """
+
+    name: str
+    beta: float = 1.0
+    alpha: float = 0.01
+    second: str = "own"
+
+    def __post_init__(self) -> None:
+        _check.one_of(self.name, "activation", NAMES)
+        _check.one_of(self.second, "second", SECOND)
+        _check.positive(self.beta, "beta")
+        _check.require(
+            self.second == "own" or self.name in RELU_LIKE, "second", f"be 'own' for {self.name}", self.second
+        )
+        _check.require(-1e30 < self.alpha < 1e30, "alpha", "be finite", self.alpha)
+
+    @property
+    def code(self) -> int:
+        """The activation's number in the compiled kernels."""
+        return NAMES.index(self.name)
+
+    @property
+    def flat(self) -> bool:
+        """True if s'' is zero everywhere."""
+        return self.name == "identity" or (self.name in RELU_LIKE and self.second != "curvature")
+
+    @property
+    def monotone(self) -> bool:
+        """True if s never decreases, so that max-pooling commutes with it."""
+        return self.name in MONOTONE and not (self.name in ("leaky_relu", "elu") and self.alpha < 0)
+
+
+class Derivatives(NamedTuple):
+    """s, s', s'' at each element, and the number kept for the pull."""
+
+    y: Tensor
+    d1: Tensor
+    d2: Tensor
+    kept: Tensor
+
+
+def value(act: Activation, a: Tensor) -> Tensor:
+    """Return s(a) as a formula that autograd may differentiate any number of times."""
+    match act.name:
+        case "identity":
+            return a.clone()
+        case "softplus":
+            return -F.logsigmoid(-act.beta * a) / act.beta
+        case "sigmoid":
+            return torch.sigmoid(a)
+        case "tanh":
+            return torch.tanh(a)
+        case "silu":
+            return a * torch.sigmoid(a)
+        case "gelu":
+            return F.gelu(a)
+        case "gelu_tanh":
+            return F.gelu(a, approximate="tanh")
+        case "elu":
+            return F.elu(a, act.alpha)
+        case "relu":
+            return F.relu(a)
+        case "relu6":
+            return F.relu6(a)
+        case _:
+            return F.leaky_relu(a, act.alpha)
+
+
+def _small(z: Tensor) -> Tensor:
+    """min(p, 1-p) for p = sig(z), without cancellation."""
+    e = torch.exp(-z.abs())
+    return e / (1 + e)
+
+
+def derivatives(act: Activation, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (s', s'') from the kept number, in plain torch; shapes as ``kept``."""
+    a, beta = kept, act.beta
+    match act.name:
+        case "softplus":
+            q = kept.abs()
+            return torch.where(torch.signbit(kept), q, 1 - q), beta * q * (1 - q)
+        case "sigmoid":
+            d1 = _small(a) * (1 - _small(a))
+            return d1, -d1 * torch.tanh(a / 2)
+        case "tanh":
+            d1 = 4 * _small(2 * a) * (1 - _small(2 * a))
+            return d1, -2 * torch.tanh(a) * d1
+        case "silu":
+            slope = _small(a) * (1 - _small(a))
+            return torch.sigmoid(a) + a * slope, slope * (2 - a * torch.tanh(a / 2))
+        case "gelu":
+            density = torch.exp(-a * a / 2) * (2 * torch.pi) ** -0.5
+            return torch.special.erfc(-a * 0.5**0.5) / 2 + a * density, density * (2 - a * a)
+        case "gelu_tanh":
+            c, k = (2 / torch.pi) ** 0.5, 0.044715
+            u, du, ddu = c * (a + k * a**3), c * (1 + 3 * k * a * a), 6 * c * k * a
+            dt = 4 * _small(2 * u) * (1 - _small(2 * u))
+            return torch.sigmoid(2 * u) + a * dt * du / 2, dt * du + a * dt * (ddu / 2 - torch.tanh(u) * du * du)
+        case "elu":
+            low = act.alpha * torch.exp(a.clamp(max=0))
+            return torch.where(a > 0, torch.ones_like(a), low), torch.where(a > 0, torch.zeros_like(a), low)
+        case "identity":
+            return torch.ones_like(a), torch.zeros_like(a)
+    inside = (a > 0) & (a < 6) if act.name == "relu6" else a > 0
+    low = act.alpha if act.name == "leaky_relu" else 0.0
+    d1 = inside.to(a.dtype) * (1 - low) + low
+    if act.second != "curvature":
+        return d1, torch.zeros_like(a)
+    d2 = beta * _small(beta * a) * (1 - _small(beta * a)) * (1 - low)
+    if act.name == "relu6":
+        d2 = d2 - beta * _small(beta * (a - 6)) * (1 - _small(beta * (a - 6)))
+    return d1, d2
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _bias_shape(bias: Tensor, a: Tensor) -> Tensor:
+    return bias.view(-1, *[1] * (a.dim() - 2))
+
+
+def _push_reference(act: Activation, a: Tensor, directions: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    wide = _wide(a).unflatten(0, (1 + directions, -1)) if a.shape[0] else _wide(a).reshape(1 + directions, *a.shape)
+    primal = wide[0] if bias is None else wide[0] + _bias_shape(_wide(bias), a)
+    y = primal.clamp(min=0) + torch.log1p(torch.exp(-(act.beta * primal).abs())) / act.beta
+    y = y if act.name == "softplus" else value(act, primal)
+    kept = torch.copysign(_small(act.beta * primal), primal) if act.name == "softplus" else primal
+    tangents = derivatives(act, kept)[0] * wide[1:]
+    out = torch.cat([y[None], tangents]).flatten(0, 1)
+    return out.to(a.dtype), kept.to(a.dtype)
+
+
+def _pull_reference(act: Activation, kept: Tensor, a_v: Tensor | None, nu: Tensor, directions: int) -> Tensor:
+    d1, d2 = derivatives(act, _wide(kept))
+    wide = _wide(nu).reshape(1 + directions, *kept.shape)
+    mu = d1 * wide
+    if a_v is not None and directions:
+        mu[1:] += d2 * _wide(a_v).reshape(directions, *kept.shape) * wide[0]
+    return mu.flatten(0, 1).to(nu.dtype)
+
+
+def _pull_primal_reference(
+    act: Activation, kept: Tensor, a_v: Tensor, nu_v: Tensor, nu_0: Tensor | None, directions: int
+) -> Tensor:
+    d1, d2 = derivatives(act, _wide(kept))
+    mu = d2 * _wide(a_v).reshape(directions, *kept.shape) * _wide(nu_v)
+    if nu_0 is not None:
+        mu = mu + d1 * _wide(nu_0).reshape(directions, *kept.shape)
+    return mu.flatten(0, 1).to(nu_v.dtype)
+
+
+def push(
+    act: Activation, a: Tensor, directions: int = 0, bias: Tensor | None = None, *, overwrite: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Push a jet of order 0 (no directions) or 1 through y = s(a).
+
+    Args:
+        act: the activation.
+        a: [(1+S)N, C, ...], component 0 first; dense, channels first or channels last.
+        directions: S.
+        bias: [C], added to component 0 only, or None.
+        overwrite: allow ``kept`` to take the memory of a's component 0 (its tangents stay).
+
+    Returns:
+        (y, kept) of shapes [(1+S)N, ...] and [N, ...], in a's memory format.
+    """
+    return _push_reference(act, a, directions, bias)
+
+
+def pull(
+    act: Activation, kept: Tensor, a_v: Tensor | None, nu: Tensor, directions: int = 0, *, overwrite: bool = False
+) -> Tensor:
+    """Pull the cotangents (nu_v, nu_0^1 .. nu_0^S) back through y = s(a); S = 0 multiplies by s'.
+
+    Args:
+        act: the activation.
+        kept: [N, ...] from ``push``.
+        a_v: [SN, ...] tangents of the pre-activation; None when S = 0.
+        nu: [(1+S)N, ...].
+        directions: S.
+        overwrite: allow the result to take nu's memory.
+
+    Returns:
+        mu [(1+S)N, ...].
+    """
+    return _pull_reference(act, kept, a_v, nu, directions)
+
+
+def pull_primal(
+    act: Activation,
+    kept: Tensor,
+    a_v: Tensor,
+    nu_v: Tensor,
+    nu_0: Tensor | None,
+    directions: int = 1,
+    *,
+    overwrite: bool = False,
+) -> Tensor:
+    """Return mu_0^i = s' nu_0^i + s'' a_v^i nu_v for i = 1 .. S, nu_v being known already.
+
+    Args:
+        act: the activation.
+        kept: [N, ...] from ``push``.
+        a_v: [SN, ...] tangents of the pre-activation.
+        nu_v: [N, ...] cotangent of the tangent, at y.
+        nu_0: [SN, ...] cotangents of the primal at y, or None for zero.
+        directions: S.
+        overwrite: allow the result to take nu_0's memory.
+
+    Returns:
+        mu_0 [SN, ...].
+    """
+    return _pull_primal_reference(act, kept, a_v, nu_v, nu_0, directions)
