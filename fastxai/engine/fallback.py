@@ -1,0 +1,126 @@
+"""Autograd fallback: the same results, at autograd's speed, for what the engine cannot trace or has no node for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastxai.engine.trace import evaluation
+from fastxai.kernels import activation as kernel
+from fastxai.kernels.activation import Activation
+
+__all__ = ["Fallback"]
+
+
+class _Replace(TorchFunctionMode):
+    """Run ReLU-like functions as another activation while the model runs; nothing in the model changes."""
+
+    def __init__(self, rule: Callable[[Activation], Activation]) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        act = _relu_like(getattr(func, "__name__", ""), args, kwargs)
+        if act is None or self.rule(act) == act:
+            return func(*args, **kwargs)
+        return smooth(self.rule(act), args[0] if args else kwargs["input"])
+
+
+def _relu_like(name: str, args: Any, kwargs: Any) -> Activation | None:
+    name = name.removesuffix("_")
+    if name in ("relu", "relu6"):
+        return Activation(name)
+    if name == "hardtanh":
+        low, high = (*args[1:3], *[kwargs.get(k) for k in ("min_val", "max_val")][len(args) - 1 :])[:2]
+        return Activation("relu6") if (low, high) == (0.0, 6.0) else None
+    if name == "leaky_relu":
+        return Activation(name, alpha=float(args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)))
+    return None
+
+
+class _Surrogate(torch.autograd.Function):
+    """s with its first derivative; the first derivative's own derivative is the activation's s''."""
+
+    @staticmethod
+    def forward(ctx: Any, act: Activation, a: Tensor) -> Tensor:
+        ctx.act = act
+        ctx.save_for_backward(a)
+        return kernel.value(act, a)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0] * _Slope.apply(ctx.act, ctx.saved_tensors[0])  # type: ignore[operator]
+
+
+class _Slope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, act: Activation, a: Tensor) -> Tensor:
+        ctx.act = act
+        ctx.save_for_backward(a)
+        return kernel.derivatives(act, a)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0] * kernel.derivatives(ctx.act, ctx.saved_tensors[0])[1]
+
+
+def smooth(act: Activation, a: Tensor) -> Tensor:
+    """Return s(a) as autograd can differentiate it: the formula itself, or the surrogate's decreed derivatives."""
+    return kernel.value(act, a) if act.second == "own" else _Surrogate.apply(act, a)  # type: ignore[return-value]
+
+
+class Fallback:
+    """The runtime's interface over ``torch.autograd``. ``acts`` is a rule from the model's activation to the view's."""
+
+    def __init__(self, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
+        self.model, self.prepare = model, prepare
+
+    def _run(self, x: Tensor, rule: Callable[[Activation], Activation]) -> Tensor:
+        with evaluation(self.model), _Replace(rule):
+            return self.model(self.prepare(x))
+
+    @torch.no_grad()
+    def scores(self, x: Tensor, acts: Any) -> Tensor:
+        """Return g(x) [N, K]."""
+        return self._run(x, acts)
+
+    def gradient(self, x: Tensor, target: Tensor | None, acts: Any) -> tuple[Tensor, Tensor]:
+        """Return (nabla g_k(x), g(x)), detached."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            gradient, scores = self._map(x, target, acts, create_graph=False)
+        return gradient.detach(), scores.detach()
+
+    def hvp(self, x: Tensor, v: Tensor, target: Tensor | None, acts: Any) -> tuple[Tensor, Tensor]:
+        """Return (H v [S, N, ...], nabla g_k(x)), detached."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            gradient, _ = self._map(x, target, acts, create_graph=True)
+            if not gradient.requires_grad:
+                return torch.zeros_like(v), gradient
+            rows = [torch.autograd.grad(gradient, x, w, retain_graph=True, allow_unused=True)[0] for w in v]
+        rows = [torch.zeros_like(x) if row is None else row for row in rows]
+        return torch.stack(rows).detach(), gradient.detach()
+
+    def explain(self, x: Tensor, target: Tensor | None, acts: Any, *, parameters: bool) -> tuple[Tensor, Tensor]:
+        """Return (nabla g_k(x), g(x)) with a graph, differentiable any number of times."""
+        if not torch.is_grad_enabled():
+            return self.gradient(x, target, acts)
+        wanted = x.requires_grad or (parameters and any(p.requires_grad for p in self.model.parameters()))
+        if not wanted:
+            return self.gradient(x, target, acts)
+        return self._map(x if x.requires_grad else x.detach().requires_grad_(), target, acts, create_graph=True)
+
+    def _map(self, x: Tensor, target: Tensor | None, acts: Any, *, create_graph: bool) -> tuple[Tensor, Tensor]:
+        scores = self._run(x, acts)
+        chosen = scores.argmax(1) if target is None else target
+        value = scores.gather(1, chosen[:, None]).sum()
+        if not value.requires_grad:
+            return torch.zeros_like(x), scores
+        (gradient,) = torch.autograd.grad(value, x, create_graph=create_graph, allow_unused=True)
+        return torch.zeros_like(x) if gradient is None else gradient, scores

@@ -1,0 +1,206 @@
+"""Graph: nodes in topological order, built from a trace, simplified, and swept up and down."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fastxai.engine.jets import Curved, Node, Pulled, Sweep
+from fastxai.engine.trace import Call, Trace, Unsupported, Value
+from fastxai.engine.weights import Expr
+from fastxai.kernels.activation import Activation
+
+__all__ = ["Graph", "Input", "build", "builds", "same"]
+
+Builder = Callable[..., Node | Sequence[Node]]
+_BUILDERS: dict[str, Builder] = {}
+
+
+def builds(*names: str) -> Callable[[Builder], Builder]:
+    """Register a builder for torch functions of these names (in-place forms included).
+
+    The builder gets the recorded arguments, with a Node for each tensor that depends on the input and an Expr for each
+    that does not, and returns the node (or one node per output).
+    """
+
+    def register(builder: Builder) -> Builder:
+        for name in names:
+            _BUILDERS[name] = builder
+        return builder
+
+    return register
+
+
+class Input(Node):
+    """The network's input."""
+
+    def push(self, s: Sweep, *xs: Tensor) -> Tensor:
+        """Never called: the sweep starts with the input's components."""
+        raise AssertionError
+
+    def pull(self, s: Sweep, nu: Tensor | None) -> Pulled:
+        """Never called: the sweep ends here."""
+        raise AssertionError
+
+
+def same(x: Node, shape: Sequence[int]) -> Node:
+    """Return x itself if it has that per-sample shape already; Unsupported otherwise (broadcast between samples)."""
+    if tuple(x.shape) != tuple(shape):
+        raise Unsupported(f"shapes {list(x.shape)} and {list(shape)} broadcast against each other")
+    return x
+
+
+def _builder(call: Call) -> Builder:
+    for module in pkgutil.iter_modules(importlib.import_module("fastxai.engine.nodes").__path__):
+        importlib.import_module(f"fastxai.engine.nodes.{module.name}")
+    name = getattr(call.func, "__name__", str(call.func))
+    for form in (name, name.removesuffix("_"), name.replace("__i", "").removesuffix("__")):
+        if form in _BUILDERS:
+            return _BUILDERS[form]
+    raise Unsupported(f"{name} has no node type")
+
+
+def _make(call: Call, nodes: dict[Value, Node], dtype: torch.dtype) -> list[Node]:
+    if not all(value.batched for value in call.outputs):
+        raise Unsupported("it mixes samples of the batch")
+    if any(value.dtype != dtype for value in call.outputs):
+        raise Unsupported(f"it computes in {call.outputs[0].dtype}, the input is {dtype}")
+    args, kwargs = tree_map(lambda leaf: nodes[leaf] if isinstance(leaf, Value) else leaf, (call.args, call.kwargs))
+    builder = _builder(call)
+    kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
+    try:
+        made = builder(*args, **kwargs)
+    except TypeError as error:
+        raise Unsupported(f"its arguments are not understood ({error})") from error
+    return [made] if isinstance(made, Node) else list(made)
+
+
+def build(trace: Trace) -> tuple[Node, Node, list[tuple[str, str, str]]]:
+    """Make nodes of the recorded calls.
+
+    Returns:
+        (input node, output node, rows), a row being (module path, operation, "" or why the engine cannot run it).
+    """
+    start = Input((), trace.input.shape)
+    nodes: dict[Value, Node] = {trace.input: start}
+    rows = []
+    for call in trace.calls:
+        name = getattr(call.func, "__name__", str(call.func)).strip("_")
+        try:
+            made, reason = _make(call, nodes, trace.input.dtype), ""
+        except Unsupported as error:
+            reason = str(error)
+            made = [Input((), value.shape) for value in call.outputs]
+        rows.append((call.path, name, reason))
+        for value, node in zip(call.outputs, made, strict=True):
+            if not reason and node.shape != value.shape:
+                raise AssertionError(f"{name} at {call.path!r}: built {node.shape}, recorded {value.shape}")
+            node.path = node.path or call.path
+            nodes[value] = node
+    return start, nodes[trace.output], rows
+
+
+class Graph:
+    """The finished graph of one input shape.
+
+    Attributes:
+        nodes: in topological order, the input first.
+        params: every node's weight expressions, one after the other.
+        activations: the model's own activation functions, by slot.
+        has_curved: it has a nonlinear node that is no elementwise activation.
+    """
+
+    def __init__(self, start: Node, output: Node) -> None:
+        self.nodes = _order(start, output)
+        self.params: list[Expr] = []
+        self.activations: tuple[Activation, ...] = ()
+        for index, node in enumerate(self.nodes):
+            node.index, node.slot = index, len(self.params) if node.params else -1
+            self.params += node.params
+            if hasattr(node, "activation"):
+                node.activation_slot = len(self.activations)  # type: ignore[attr-defined]
+                self.activations += (node.activation,)  # type: ignore[attr-defined]
+        self.inputs = [[parent.index for parent in node.inputs] for node in self.nodes]
+        self.has_curved = any(isinstance(node, Curved) for node in self.nodes)
+        self._mark_ownership()
+        self.up_frees = self._last_reads()
+
+    def _mark_ownership(self) -> None:
+        readers: list[list[Node]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for parent in node.inputs:
+                readers[parent.index].append(node)
+        sole = [len(r) == 1 for r in readers]
+        owned_value = [False] * len(self.nodes)
+        for node in self.nodes[1:]:
+            node.owns_input = all(owned_value[p.index] and sole[p.index] for p in node.inputs)
+            owned_value[node.index] = node.makes_memory or (node.passes_memory and node.owns_input)
+        for node in reversed(self.nodes):
+            # Several readers: their cotangents are summed into new memory.
+            node.owns_cotangent = len(readers[node.index]) > 1 or all(
+                reader.pulls_new_memory or (reader.owns_cotangent and len(reader.inputs) == 1)
+                for reader in readers[node.index]
+            )
+        self.nodes[-1].owns_cotangent = False
+
+    def _last_reads(self) -> list[list[int]]:
+        frees: list[list[int]] = [[] for _ in self.nodes]
+        seen: set[int] = set()
+        for node in reversed(self.nodes):
+            for parent in node.inputs:
+                if parent.index not in seen:
+                    seen.add(parent.index)
+                    frees[node.index].append(parent.index)
+        return frees
+
+    def up(self, s: Sweep, x: Tensor) -> Tensor:
+        """Push the input's components to the scores; rows as the sweep says."""
+        values: list[Any] = [None] * len(self.nodes)
+        values[0] = x
+        for node in self.nodes[1:]:
+            i = node.index
+            values[i] = node.push(s, *[values[p] for p in self.inputs[i]])
+            for p in self.up_frees[i]:
+                values[p] = None
+        return values[-1]
+
+    def down(self, s: Sweep, nu: Tensor | None) -> Tensor | None:
+        """Pull the scores' cotangents to the input."""
+        cotangents: list[Tensor | None] = [None] * len(self.nodes)
+        summed = [False] * len(self.nodes)
+        cotangents[-1] = nu
+        for node in reversed(self.nodes[1:]):
+            i = node.index
+            nu, cotangents[i] = cotangents[i], None
+            if nu is None and not s.extend:
+                continue
+            for p, mu in zip(self.inputs[i], node.pull(s, nu), strict=True):
+                old = cotangents[p]
+                if old is None or mu is None:
+                    cotangents[p] = mu if old is None else old
+                elif summed[p]:
+                    old.add_(mu)
+                else:
+                    cotangents[p], summed[p] = old + mu, True
+        return cotangents[0]
+
+
+def _order(start: Node, output: Node) -> list[Node]:
+    order, state, stack = [start], {id(start): 2}, [output]
+    while stack:
+        node = stack[-1]
+        if state.get(id(node)) == 2:
+            stack.pop()
+        elif state.get(id(node)) == 1:
+            state[id(node)] = 2
+            order.append(stack.pop())
+        else:
+            state[id(node)] = 1
+            stack += [parent for parent in node.inputs if state.get(id(parent)) != 2]
+    return order

@@ -1,0 +1,355 @@
+"""The public face of the engine: ``fastxai.compile`` and the net that it returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastxai import _check
+from fastxai.engine.fallback import Fallback
+from fastxai.engine.graph import Graph, build
+from fastxai.engine.passes import simplify
+from fastxai.engine.runtime import Runtime
+from fastxai.engine.trace import Unsupported, trace
+from fastxai.kernels.activation import RELU_LIKE, Activation
+
+__all__ = ["Net", "Report", "compile"]
+
+Target = int | Tensor | None
+Statistics = Sequence[float] | Tensor | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where each operation of a model runs.
+
+    Attributes:
+        rows: (module path, operation, "engine" or the reason for the fallback).
+        reason: why the whole model runs on autograd; "" if it runs on the engine.
+    """
+
+    rows: tuple[tuple[str, str, str], ...]
+    reason: str
+
+    @property
+    def engine(self) -> bool:
+        """True if every operation runs on the engine."""
+        return not self.reason
+
+    def __str__(self) -> str:
+        head = "every operation runs on the engine" if self.engine else f"autograd fallback: {self.reason}"
+        width = max([len(path) for path, _, _ in self.rows], default=0)
+        kind = max([len(name) for _, name, _ in self.rows], default=0)
+        return "\n".join([head, *(f"{path:<{width}}  {name:<{kind}}  {where}" for path, name, where in self.rows)])
+
+
+class _Core:
+    """What all views of one model share: its traces and runtimes by input shape, and its input preparation."""
+
+    def __init__(self, model: nn.Module, mean: Statistics, std: Statistics, *, fallback: bool) -> None:
+        self.model = model
+        self.mean = None if mean is None else torch.as_tensor(mean, dtype=torch.float64)
+        self.std = None if std is None else torch.as_tensor(std, dtype=torch.float64)
+        self.reason = "asked for by fallback=True" if fallback else ""
+        self.autograd = Fallback(model, self.prepare)
+        self.runtimes: dict[Any, tuple[Runtime | None, Report]] = {}
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return (x - mean) / std per channel."""
+        if self.mean is not None:
+            x = x - self._constant(self.mean, x)
+        return x if self.std is None else x / self._constant(self.std, x)
+
+    def _constant(self, values: Tensor, x: Tensor) -> Tensor:
+        where = "cpu" if x.device.type == "meta" else x.device
+        return values.to(where, x.dtype).view(-1, *[1] * (x.dim() - 2))
+
+    def runtime(self, shape: tuple[int, ...], dtype: torch.dtype, second: str) -> tuple[Runtime | None, Report]:
+        """Return the runtime for inputs of this shape (None: autograd) and its report."""
+        key = (shape, dtype, second == "curvature")
+        if key not in self.runtimes:
+            self.runtimes[key] = self._compile(shape, dtype, second)
+        return self.runtimes[key]
+
+    def _compile(self, shape: tuple[int, ...], dtype: torch.dtype, second: str) -> tuple[Runtime | None, Report]:
+        if self.reason:
+            return None, Report((), self.reason)
+        try:
+            recorded = trace(self.model, shape, dtype, self.prepare)
+        except Unsupported as error:
+            return self._fall_back((), str(error))
+        start, output, rows = build(recorded)
+        missing = [f"{name} at {path!r}: {reason}" for path, name, reason in rows if reason]
+        table = tuple((path, name, reason or "engine") for path, name, reason in rows)
+        if missing:
+            return self._fall_back(table, "; ".join(dict.fromkeys(missing)))
+        return Runtime(Graph(start, simplify(output, pools_first=second != "curvature"))), Report(table, "")
+
+    def _fall_back(self, rows: tuple[tuple[str, str, str], ...], reason: str) -> tuple[None, Report]:
+        warnings.warn(
+            f"{type(self.model).__name__} runs on the autograd fallback, with the same results at autograd's speed. "
+            f"Cause: {reason}. Cure: rewrite that operation, or pass fallback=True to accept it silently.",
+            stacklevel=6,
+        )
+        return None, Report(rows, reason)
+
+
+class Net:
+    """A compiled network: its scores, gradients and Hessian-vector products, batched, as numbers without a graph.
+
+    Maps with gradients are the explainers' (``fastxai.Gradient`` and kin). The model is always evaluated in eval mode;
+    changed weights are seen at the next call, except edits through ``.data``, which need ``refresh()``.
+
+    Attributes:
+        model: the wrapped module, which shares its weights.
+        base: the net with the model's own activations (itself, if this is no smoothed view).
+        activation, beta, surrogate: the view's settings.
+    """
+
+    def __init__(
+        self, core: _Core, activation: str | None, beta: float | None, surrogate: str | None, base: Net | None = None
+    ) -> None:
+        if activation is not None:
+            _check.one_of(activation, "activation", ("softplus",))
+            _check.require(surrogate is None, "surrogate", "be None beside activation=", surrogate)
+        if surrogate is not None:
+            _check.one_of(surrogate, "surrogate", ("curvature", "none"))
+        needs_beta = activation == "softplus" or surrogate == "curvature"
+        _check.require(needs_beta or beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
+        _check.require(not needs_beta or beta is not None, "beta", "be given with this activation or surrogate", beta)
+        self._core, self.activation, self.surrogate = core, activation, surrogate
+        self.beta = None if beta is None else _check.positive(beta, "beta")
+        self.base: Net = self if base is None else base
+        self._rules: dict[Any, tuple[Activation, ...]] = {}
+        self._warned = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The wrapped module."""
+        return self._core.model
+
+    def with_activation(self, activation: str | None, beta: float | None = None) -> Net:
+        """Return a view of the same network whose ReLU-like activations are softplus_beta (None: the model's own).
+
+        Weights and compiled graphs are shared, so a view costs nothing. ``target=None`` keeps meaning the class that
+        the model as given predicts.
+
+        >>> smooth = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())).with_activation("softplus", beta=2.0)
+        >>> smooth.beta
+        2.0
+        """
+        return Net(self._core, activation, beta, None, self.base)
+
+    def _view(self, act: Activation) -> Activation:
+        """Return the activation that this view uses in place of the model's own."""
+        if act.name not in RELU_LIKE:
+            return act
+        if self.activation == "softplus":
+            return Activation(SMOOTH[act.name], beta=self.beta or 1.0, alpha=act.alpha)
+        if self.surrogate is not None:
+            return Activation(act.name, beta=self.beta or 1.0, alpha=act.alpha, second=self.surrogate)
+        return act
+
+    def _backend(self, x: Tensor) -> tuple[Runtime | Fallback, Any]:
+        """Return what runs inputs like x, and the activations of this view in its terms."""
+        second = self.surrogate or "own"
+        runtime, _ = self._core.runtime(tuple(x.shape[1:]), x.dtype, second)
+        if runtime is None:
+            return self._core.autograd, self._view
+        key = id(runtime)
+        if key not in self._rules:
+            self._rules[key] = tuple(self._view(act) for act in runtime.graph.activations)
+        return runtime, self._rules[key]
+
+    def _check_input(self, x: Any, name: str = "x") -> Tensor:
+        _check.tensor(x, name)
+        _check.require(x.dim() >= 2, name, "have shape [N, ...]", list(x.shape))
+        first = next(self.model.parameters(), None)
+        if first is not None:
+            _check.require(x.dtype == first.dtype, name, f"have the model's dtype {first.dtype}", x.dtype)
+            _check.require(x.device == first.device, name, f"be on the model's device {first.device}", x.device)
+        return x
+
+    def _check_target(self, target: Target, x: Tensor) -> Tensor | None:
+        """Return the target as a LongTensor [N], or None for the highest score of this view's own model."""
+        if target is None:
+            return None if self.base is self else self.base(x).argmax(1)
+        if isinstance(target, Tensor):
+            _check.require(not target.is_floating_point(), "target", "hold integers", target.dtype, TypeError)
+            if target.dim() == 0:
+                target = target.expand(x.shape[0])
+            _check.shape(target, "target", (x.shape[0],))
+            target = target.to(x.device, torch.long)
+        else:
+            _check.require(isinstance(target, int), "target", "be an int, a LongTensor [N] or None", target, TypeError)
+            target = torch.full((x.shape[0],), target, dtype=torch.long, device=x.device)
+        return target
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the scores g(x) [N, K]."""
+        x = self._check_input(x).detach()
+        run, acts = self._backend(x)
+        return run.scores(x, acts)
+
+    def gradient(self, x: Tensor, target: Target = None) -> Tensor:
+        """Return nabla g_k(x), of x's shape.
+
+        Args:
+            x: inputs [N, ...].
+            target: class k as an int, a LongTensor [N], or None for the class that the model as given predicts.
+
+        Raises:
+            TypeError: x is no floating point tensor, target no integer.
+            ValueError: x or target have the wrong shape, dtype, device or range.
+
+        >>> net = fastxai.compile(torch.nn.Linear(4, 3))
+        >>> torch.equal(net.gradient(torch.zeros(1, 4), 2)[0], net.model.weight[2])
+        True
+        """
+        return self._gradient(x, target)[0]
+
+    def value_and_gradient(self, x: Tensor, target: Target = None) -> tuple[Tensor, Tensor]:
+        """Return (g_k(x) [N], nabla g_k(x)) from one pass; arguments as ``gradient``."""
+        gradient, scores = self._gradient(x, target)
+        chosen = self._check_target(target, x)
+        chosen = scores.argmax(1) if chosen is None else chosen
+        return scores.gather(1, chosen[:, None])[:, 0], gradient
+
+    def hvp(self, x: Tensor, v: Tensor, target: Target = None) -> Tensor:
+        """Return the Hessian-vector product H(x) v of g_k, for one direction or several.
+
+        Args:
+            x: inputs [N, ...].
+            v: directions, of x's shape or [S, N, ...]; S directions share one primal pass.
+            target: as for ``gradient``.
+
+        Returns:
+            H v in the shape of v.
+
+        Raises:
+            TypeError, ValueError: as for ``gradient``; v's shape does not fit.
+
+        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Softplus(), torch.nn.Linear(4, 2)))
+        >>> net.hvp(torch.zeros(5, 4), torch.ones(3, 5, 4), 0).shape
+        torch.Size([3, 5, 4])
+        """
+        x = self._check_input(x).detach()
+        v = _check.same_place(_check.tensor(v, "v"), "v", x, "x").detach()
+        several = v.dim() == x.dim() + 1
+        _check.require(tuple(v.shape[several:]) == tuple(x.shape), "v", f"have shape {list(x.shape)} or [S, N, ...]", list(v.shape))
+        run, acts = self._backend(x)
+        chosen = self._chosen(run, x, target)
+        self._warn_if_flat(run, acts)
+        vs = v if several else v[None]
+        hv = run.hvp(x, vs, chosen, acts)[0] if x.numel() and vs.numel() else torch.zeros_like(vs)
+        return hv if several else hv[0]
+
+    def _classes(self, run: Runtime | Fallback, x: Tensor) -> int:
+        return run.graph.nodes[-1].shape[0] if isinstance(run, Runtime) else run.scores(x[:1], self._view).shape[1]
+
+    def _warn_if_flat(self, run: Runtime | Fallback, acts: Any) -> None:
+        if self._warned or self.surrogate is not None or not isinstance(run, Runtime):
+            return
+        if all(act.flat for act in acts) and not run.graph.has_curved:
+            self._warned = True
+            warnings.warn(
+                "the network is piecewise linear: the Hessian of its scores is zero. Name what you want: "
+                "activation='softplus' (smooth the network), surrogate='curvature' or surrogate='none'.",
+                stacklevel=3,
+            )
+
+    def _gradient(self, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        x = self._check_input(x).detach()
+        run, acts = self._backend(x)
+        return run.gradient(x, self._chosen(run, x, target), acts)
+
+    def differentiable_gradient(self, x: Tensor, target: Target = None, *, parameters: bool = True) -> tuple[Tensor, Tensor]:
+        """Return (nabla g_k(x), g(x)) with a graph: any loss on them gives exact gradients of x and the parameters.
+
+        This is what the explainers are made of. Gradients reach x if it requires them, and the model's parameters
+        that do unless ``parameters`` is False. Arguments and errors as ``gradient``.
+
+        >>> x = torch.ones(1, 4, requires_grad=True)
+        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh()))
+        >>> net.differentiable_gradient(x, 0)[0].square().sum().backward()
+        """
+        x = self._check_input(x)
+        run, acts = self._backend(x)
+        return run.explain(x, self._chosen(run, x.detach(), target), acts, parameters=parameters)
+
+    def _chosen(self, run: Runtime | Fallback, x: Tensor, target: Target) -> Tensor | None:
+        """Return the target as ``_check_target`` does, its range checked too."""
+        chosen = self._check_target(target, x)
+        if target is not None and chosen is not None and chosen.numel():
+            low, high = torch.stack([chosen.min(), chosen.max()]).tolist()
+            classes = self._classes(run, x)
+            _check.require(0 <= low and high < classes, "target", f"lie in 0 .. {classes - 1}", f"{low} .. {high}")
+        return chosen
+
+    def report(self, x: Tensor | Sequence[int] | None = None) -> Report:
+        """Return where each operation runs, for an input (or its per-sample shape); by default the last one seen.
+
+        Raises:
+            ValueError: no input was seen yet and none is given.
+        """
+        second = self.surrogate or "own"
+        if x is None:
+            _check.require(bool(self._core.runtimes), "x", "be given: the net has seen no input yet", None)
+            return list(self._core.runtimes.values())[-1][1]
+        if isinstance(x, Tensor):
+            return self._core.runtime(tuple(x.shape[1:]), x.dtype, second)[1]
+        first = next(self.model.parameters(), torch.empty(0))
+        return self._core.runtime(tuple(x), first.dtype, second)[1]
+
+    def refresh(self) -> None:
+        """Rebuild every derived weight at the next call: needed after edits through ``.data`` only."""
+        for runtime, _ in self._core.runtimes.values():
+            if runtime is not None:
+                runtime.weights.refresh()
+
+
+def compile(
+    model: nn.Module,
+    mean: Statistics = None,
+    std: Statistics = None,
+    activation: str | None = None,
+    beta: float | None = None,
+    surrogate: str | None = None,
+    *,
+    fallback: bool = False,
+) -> Net:
+    """Compile a classifier for fast first and second derivatives.
+
+    Args:
+        model: maps [N, ...] to scores [N, K]; evaluated in eval mode always, its weights shared.
+        mean, std: per channel; the net then takes x and feeds the model (x - mean) / std. Maps are in x's space.
+        activation: None keeps the model's own; "softplus" replaces ReLU-like ones by softplus_beta.
+        beta: sharpness of the softplus, or of the curvature surrogate; > 0.
+        surrogate: how ReLU-like activations bend at order 1: "curvature" ([F]: s'' = beta p(1-p), forward and map are
+            ReLU's) or "none" (s'' = 0 on purpose); an error beside ``activation``.
+        fallback: run everything on plain autograd (maps are then differentiable any number of times).
+
+    Raises:
+        TypeError: model is no module.
+        ValueError: a setting is unknown, or two contradict each other.
+
+    >>> net = fastxai.compile(torch.nn.Linear(4, 3))
+    >>> net(torch.zeros(2, 4)).shape
+    torch.Size([2, 3])
+    """
+    _check.require(isinstance(model, nn.Module), "model", "be a torch.nn.Module", type(model).__name__, TypeError)
+    if std is not None:
+        _check.require(bool((torch.as_tensor(std) > 0).all()), "std", "be positive", std)
+    base = Net(_Core(model, mean, std, fallback=fallback), None, None, None)
+    if activation is None and surrogate is None:
+        _check.require(beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
+        return base
+    return Net(base._core, activation, beta, surrogate, base if activation else None)
+
+
+SMOOTH = {"relu": "softplus", "relu6": "softplus6", "leaky_relu": "leaky_softplus"}

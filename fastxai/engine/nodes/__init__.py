@@ -1,0 +1,1 @@
+"""Node types, one file each; a file registers the torch functions that it builds its node from."""

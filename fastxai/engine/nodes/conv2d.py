@@ -1,0 +1,103 @@
+"""Convolution in two dimensions: any stride, zero padding, dilation and groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastxai.engine.graph import builds
+from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.nodes.bias import Bias
+from fastxai.engine.nodes.pad import Pad
+from fastxai.engine.trace import Unsupported
+from fastxai.engine.weights import Expr, shape_of
+
+__all__ = ["Conv2d"]
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Return (height, width) from an int or a pair."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+class Conv2d(Linear):
+    """y = W * x; the bias is a node of its own."""
+
+    def __init__(
+        self,
+        x: Node,
+        weight: Expr,
+        out_shape: tuple[int, int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> None:
+        super().__init__([x], out_shape, [weight])
+        self.geometry = (stride, padding, dilation, groups)
+
+    def prepare(self, *params: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return W in channels-last, and its flipped transpose where that makes the transpose an ordinary convolution."""
+        weight = params[0].contiguous(memory_format=torch.channels_last)
+        stride, padding, dilation, groups = self.geometry
+        reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
+        if stride != (1, 1) or groups != 1 or min(reach) < 0:
+            return weight, None
+        # A forward convolution reaches a higher rate than oneDNN's backward-data on channels-last input.
+        return weight, weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+
+    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+        """W * x on every row."""
+        return torch.conv2d(xs[0], s.prepared[self.index][0], None, *self.geometry)
+
+    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+        """The transposed convolution."""
+        weight, flipped = s.prepared[self.index]
+        stride, padding, dilation, groups = self.geometry
+        if flipped is not None:
+            reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
+            return [torch.conv2d(nu, flipped, None, 1, reach, dilation)]
+        return [self._backward(s, nu, self._like(nu), weight, (True, False, False))[0]]
+
+    def weight_grad(self, s: Sweep, mu: Tensor, x: Tensor) -> Tensor:
+        """Sum of mu (x) x over rows and positions."""
+        return self._backward(s, mu, x, s.prepared[self.index][0], (False, True, False))[1]
+
+    def _like(self, nu: Tensor) -> Tensor:
+        return nu.new_empty((nu.shape[0], *self.inputs[0].shape)).to(memory_format=torch.channels_last)
+
+    def _backward(self, s: Sweep, nu: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> Any:
+        stride, padding, dilation, groups = self.geometry
+        return torch.ops.aten.convolution_backward(
+            nu, x, weight, None, stride, padding, dilation, False, (0, 0), groups, mask
+        )
+
+
+@builds("conv2d")
+def _build(
+    input: Node,
+    weight: Expr,
+    bias: Expr | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Node:
+    if not isinstance(input, Node) or isinstance(weight, Node) or len(input.shape) != 3:
+        raise Unsupported("the kernel depends on the input, or the input has no batch dimension")
+    x, kernel = input, shape_of(weight)
+    stride, dilation = pair(stride), pair(dilation)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel[2:], strict=True)]
+        if any(t % 2 for t in total):
+            x = Pad(x, [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2], "constant", 0.0)
+            total = [0, 0]
+        padding = (total[0] // 2, total[1] // 2)
+    padding = (0, 0) if padding == "valid" else pair(padding)
+    probe = torch.empty(1, *x.shape, device="meta")
+    out = F.conv2d(probe, torch.empty(kernel, device="meta"), None, stride, padding, dilation, groups)
+    node = Conv2d(x, weight, (out.shape[1], out.shape[2], out.shape[3]), stride, padding, dilation, groups)
+    return node if bias is None else Bias(node, bias, channel=True)

@@ -1,0 +1,41 @@
+"""Dense layer on the last dimension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastxai.engine.graph import builds
+from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.nodes.bias import Bias
+from fastxai.engine.trace import Unsupported
+from fastxai.engine.weights import Expr, shape_of
+
+__all__ = ["Dense"]
+
+
+class Dense(Linear):
+    """y = x W^T; the bias is a node of its own."""
+
+    def __init__(self, x: Node, weight: Expr) -> None:
+        super().__init__([x], (*x.shape[:-1], shape_of(weight)[0]), [weight])
+
+    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+        """x W^T."""
+        return torch.nn.functional.linear(xs[0], s.prepared[self.index][0])
+
+    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+        """Nu W."""
+        return [torch.matmul(nu, s.prepared[self.index][0])]
+
+    def weight_grad(self, s: Sweep, mu: Tensor, x: Tensor) -> Tensor:
+        """mu^T x over all rows."""
+        return mu.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+@builds("linear")
+def _build(input: Node, weight: Expr, bias: Expr | None = None) -> Node:
+    if not isinstance(input, Node) or not input.shape or isinstance(weight, Node):
+        raise Unsupported("the weight depends on the input, or the input has one dimension")
+    node = Dense(input, weight)
+    return node if bias is None else Bias(node, bias, channel=node.dim == 2)

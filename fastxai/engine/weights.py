@@ -1,0 +1,169 @@
+"""Weights: differentiable expressions of the model's own parameters, and their cached numeric values.
+
+An effective weight (a folded batch norm, a sum of biases, a reparametrised kernel) is an ``Expr`` over the model's
+tensors, in plain torch. Evaluated with gradients it lets autograd finish the chain to the user's parameters; evaluated
+without it is cached and rebuilt only when (data_ptr, _version) of a source changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+__all__ = ["Apply", "Constant", "Expr", "Source", "Weights", "evaluate", "shape_of", "sources"]
+
+
+@dataclass(eq=False, frozen=True)
+class Source:
+    """A parameter or buffer, looked up in its module's table at every use so that replacements are seen."""
+
+    table: Any
+    name: str
+
+    def get(self) -> Tensor:
+        """Return the tensor as it is now."""
+        return self.table[self.name]
+
+
+@dataclass(eq=False, frozen=True)
+class Constant:
+    """A tensor that belongs to no module."""
+
+    tensor: Tensor
+
+    def get(self) -> Tensor:
+        """Return the tensor."""
+        return self.tensor
+
+
+@dataclass(eq=False, frozen=True)
+class Apply:
+    """A function of other expressions."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+Expr = Source | Constant | Apply
+
+
+def sources(roots: list[Expr]) -> list[Source | Constant]:
+    """Return every leaf under the expressions, once each."""
+
+    def walk(expr: Any) -> Iterator[Source | Constant]:
+        if id(expr) in seen:
+            return
+        if isinstance(expr, (Source, Constant)):
+            seen.add(id(expr))
+            yield expr
+        elif isinstance(expr, Apply):
+            seen.add(id(expr))
+            for leaf in tree_flatten((expr.args, expr.kwargs))[0]:
+                yield from walk(leaf)
+
+    seen: set[int] = set()
+    return [leaf for root in roots for leaf in walk(root)]
+
+
+def evaluate(roots: list[Expr], like: Tensor) -> list[Tensor]:
+    """Evaluate expressions with the tensors as they are now, on the dtype and device of ``like``.
+
+    Under ``torch.enable_grad`` the results are differentiable functions of the parameters.
+    """
+    memo: dict[int, Any] = {}
+
+    def value(expr: Any) -> Any:
+        if not isinstance(expr, (Source, Constant, Apply)):
+            if isinstance(expr, torch.device) and expr.type == "meta":
+                return like.device
+            return like[:0] if type(expr).__name__ == "Value" else expr
+        if id(expr) not in memo:
+            if isinstance(expr, Apply):
+                args, kwargs = tree_map(value, (expr.args, expr.kwargs))
+                memo[id(expr)] = expr.func(*args, **kwargs)
+            else:
+                tensor = expr.get()
+                if isinstance(expr, Constant):
+                    tensor = tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+                memo[id(expr)] = tensor
+        return memo[id(expr)]
+
+    return [value(root) for root in roots]
+
+
+def shape_of(expr: Expr) -> tuple[int, ...]:
+    """Return the shape that an expression has now."""
+    with torch.no_grad():
+        return tuple(evaluate([expr], torch.empty(0))[0].shape)
+
+
+class Weights:
+    """The numeric weights of a graph's nodes, prepared once and rebuilt when a source changes."""
+
+    def __init__(self, nodes: Sequence[Any]) -> None:
+        self._nodes = nodes
+        self.params: list[Expr] = [expr for node in nodes for expr in node.params]
+        self._leaves = sources(self.params)
+        place = {id(leaf): i for i, leaf in enumerate(self._leaves)}
+        self._needs = [frozenset(place[id(leaf)] for leaf in sources(node.params)) for node in nodes]
+        self._seen: list[Tensor] = []
+        self._state: list[tuple[int, int]] = []
+        self._place: tuple[torch.dtype, torch.device] | None = None
+        self._prepared: list[Any] = [None] * len(nodes)
+        self.generation = 0
+
+    def refresh(self) -> None:
+        """Forget everything: the next use rebuilds from the parameters."""
+        self._place = None
+
+    def prepared(self, like: Tensor) -> list[Any]:
+        """Return every node's weights on the dtype and device of ``like``, rebuilding those whose sources changed."""
+        tensors = [leaf.get() for leaf in self._leaves]
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        place = (like.dtype, like.device)
+        if place != self._place:
+            changed = set(range(-1, len(tensors)))
+        elif state == self._state and all(map(is_, tensors, self._seen)):
+            return self._prepared
+        else:
+            pairs = enumerate(zip(tensors, self._seen, state, self._state, strict=True))
+            changed = {i for i, (new, old, now, then) in pairs if new is not old or now != then}
+        shared = {t.data_ptr() for t in (*tensors, *self._seen)}
+        stale = [i for i, needs in enumerate(self._needs) if needs & changed or -1 in changed]
+        with torch.no_grad():
+            values = iter(evaluate([expr for i in stale for expr in self._nodes[i].params], like))
+            for i in stale:
+                made = self._nodes[i].prepare(*[next(values) for _ in self._nodes[i].params])
+                self._prepared[i] = _into_place(self._prepared[i], made, shared)
+        self._seen, self._state, self._place = tensors, state, place
+        self.generation += 1
+        return self._prepared
+
+    def differentiable(self, like: Tensor) -> list[Tensor]:
+        """Return every weight expression as a differentiable function of the parameters, as autograd has them now."""
+        with torch.enable_grad():
+            return evaluate(self.params, like)
+
+
+def _into_place(old: Any, new: Any, shared: set[int]) -> Any:
+    """Copy new derived weights into the storage of the old ones, so that captured graphs see them; share the model's."""
+
+    def settle(new: Any, old: Any) -> Any:
+        fits = isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape
+        if not fits or old.dtype != new.dtype or old.device != new.device or old.stride() != new.stride():
+            return new
+        if old.data_ptr() in shared or new.data_ptr() in shared:
+            return new
+        return old.copy_(new)
+
+    if isinstance(new, tuple):
+        olds = old if isinstance(old, tuple) and len(old) == len(new) else (None,) * len(new)
+        return tuple(settle(n, o) for n, o in zip(new, olds, strict=True))
+    return settle(new, old)
