@@ -8,12 +8,16 @@
 #include <limits>
 #include <type_traits>
 
+// Everything must inline into its loop: a call would neither vectorise nor take the instruction set of its clone.
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#define FASTXAI_HOST_INLINE inline __attribute__((always_inline))
+#else
+#define FASTXAI_HOST_INLINE inline
+#endif
 #if defined(__CUDACC__)
 #define FASTXAI_INLINE __host__ __device__ inline
-#elif defined(__GNUC__)
-#define FASTXAI_INLINE inline __attribute__((always_inline))
 #else
-#define FASTXAI_INLINE inline
+#define FASTXAI_INLINE FASTXAI_HOST_INLINE
 #endif
 
 namespace fastxai {
@@ -228,8 +232,9 @@ FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
     out.d1 = sig + a * p.slope();
     out.d2 = p.slope() * (2 - absolute(a) * p.t);
   } else if constexpr (act == Act::gelu) {
-    // a^2 = h^2 + (a - h)(a + h), the second part entering the exponent beyond the precision of T.
-    const T h = head(a), rest = (a - h) * (a + h);
+    // a^2 = h^2 + (a - h)(a + h), the second part entering the exponent beyond the precision of T; it is far below 1
+    // wherever the density is not zero.
+    const T h = head(a), beyond = (a - h) * (a + h), rest = beyond < 1 ? beyond : T(0);
     const T density = T(0.3989422804014327) * power(-h * h / 2, c.unit, rest * (c.unit.sum / 2)).exp();
     const T cdf = std::erfc(a * T(-0.7071067811865476)) / 2;
     out.y = a * cdf;
@@ -292,7 +297,7 @@ struct Choice {
 
 // Calls f(Choice<act, curvature>{}) for the activation chosen at run time.
 template <class F>
-FASTXAI_INLINE void visit(const Activation& act, F&& f) {
+FASTXAI_HOST_INLINE void visit(const Activation& act, F&& f) {
   const bool curved = act.second == int(Second::curvature);
   switch (Act(act.code)) {
     case Act::identity: return f(Choice<Act::identity>{});

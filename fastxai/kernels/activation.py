@@ -16,6 +16,8 @@ The derivative of a tangent given ``kept`` (y_v = s' a_v) is ``pull`` with S = 0
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastxai import _backend, _check
+from fastxai.kernels import _native
 
 __all__ = ["NAMES", "RELU_LIKE", "Activation", "pull", "pull_primal", "push"]
 
@@ -65,6 +68,11 @@ class Activation:
     def code(self) -> int:
         """The activation's number in the compiled kernels."""
         return NAMES.index(self.name)
+
+    @cached_property
+    def scalars(self) -> tuple[int, int, float, float]:
+        """How the compiled kernels take this activation: code, number of the second derivative, beta, alpha."""
+        return self.code, SECOND.index(self.second), float(self.beta), float(self.alpha)
 
     @property
     def flat(self) -> bool:
@@ -182,7 +190,7 @@ def _pull_reference(act: Activation, kept: Tensor, a_v: Tensor | None, nu: Tenso
     d1, d2 = derivatives(act, _wide(kept))
     wide = _wide(nu).reshape(1 + directions, *kept.shape)
     mu = d1 * wide
-    if a_v is not None and directions:
+    if a_v is not None and directions and not act.flat:
         mu[1:] += d2 * _wide(a_v).reshape(directions, *kept.shape) * wide[0]
     return mu.flatten(0, 1).to(nu.dtype)
 
@@ -191,10 +199,70 @@ def _pull_primal_reference(
     act: Activation, kept: Tensor, a_v: Tensor, nu_v: Tensor, nu_0: Tensor | None, directions: int
 ) -> Tensor:
     d1, d2 = derivatives(act, _wide(kept))
-    mu = d2 * _wide(a_v).reshape(directions, *kept.shape) * _wide(nu_v)
+    mu = torch.zeros_like(_wide(a_v)).reshape(directions, *kept.shape)
+    if not act.flat:
+        mu = d2 * _wide(a_v).reshape(directions, *kept.shape) * _wide(nu_v)
     if nu_0 is not None:
         mu = mu + d1 * _wide(nu_0).reshape(directions, *kept.shape)
     return mu.flatten(0, 1).to(nu_v.dtype)
+
+
+def _triton() -> ModuleType:
+    from fastxai.kernels.triton import activation
+
+    return activation
+
+
+def _compiled_push(
+    backend: str, act: Activation, a: Tensor, directions: int, bias: Tensor | None, overwrite: bool
+) -> tuple[Tensor, Tensor]:
+    primal = a if directions == 0 else a.narrow(0, 0, a.shape[0] // (1 + directions))
+    y = torch.empty_like(a)
+    kept = primal if overwrite else torch.empty_like(primal)
+    channels, inner, bias_address = (1, 1, 0) if bias is None else (a.shape[1], a.stride(1), bias.data_ptr())
+    _native.launch(
+        backend, "activation_push", a,
+        *act.scalars, _native.DTYPES[a.dtype], primal.numel(), directions, channels, inner,
+        a.data_ptr(), bias_address, y.data_ptr(), kept.data_ptr(),
+    )  # fmt: skip
+    return y, kept
+
+
+def _compiled_pull(
+    backend: str, act: Activation, kept: Tensor, a_v: Tensor | None, nu: Tensor, directions: int, overwrite: bool
+) -> Tensor:
+    mu = nu if overwrite else torch.empty_like(nu)
+    _native.launch(
+        backend, "activation_pull", nu,
+        *act.scalars, _native.DTYPES[nu.dtype], kept.numel(), directions,
+        kept.data_ptr(), 0 if a_v is None else a_v.data_ptr(), nu.data_ptr(), mu.data_ptr(),
+    )  # fmt: skip
+    return mu
+
+
+def _compiled_pull_primal(
+    backend: str, act: Activation, operands: tuple[Tensor, Tensor, Tensor, Tensor | None], directions: int, overwrite: bool
+) -> Tensor:
+    kept, a_v, nu_v, nu_0 = operands
+    mu = nu_0 if overwrite and nu_0 is not None else torch.empty_like(a_v)
+    _native.launch(
+        backend, "activation_pull_primal", kept,
+        *act.scalars, _native.DTYPES[kept.dtype], kept.numel(), directions,
+        kept.data_ptr(), a_v.data_ptr(), nu_v.data_ptr(), 0 if nu_0 is None else nu_0.data_ptr(), mu.data_ptr(),
+    )  # fmt: skip
+    return mu
+
+
+def _rows(x: Tensor | None, name: str, kept: Tensor, count: int) -> None:
+    """Check that x holds ``count`` components of kept's shape, dtype and device."""
+    if x is not None and (
+        x.shape[0] != count * kept.shape[0]
+        or x.shape[1:] != kept.shape[1:]
+        or x.dtype != kept.dtype
+        or x.device != kept.device
+    ):
+        _check.shape(x, name, (count * kept.shape[0], *kept.shape[1:]))
+        _check.same_place(x, name, kept, "kept")
 
 
 def push(
@@ -204,15 +272,30 @@ def push(
 
     Args:
         act: the activation.
-        a: [(1+S)N, C, ...], component 0 first; dense, channels first or channels last.
+        a: [(1+S)N, C, ...], component 0 first; a copy is made where it is not dense, channels first or last.
         directions: S.
         bias: [C], added to component 0 only, or None.
         overwrite: allow ``kept`` to take the memory of a's component 0 (its tangents stay).
 
     Returns:
         (y, kept) of shapes [(1+S)N, ...] and [N, ...], in a's memory format.
+
+    Raises:
+        ValueError: the rows are no multiple of 1 + S, or the bias is not [C] of a's dtype and device.
     """
-    return _push_reference(act, a, directions, bias)
+    if directions < 0 or a.shape[0] % (1 + directions):
+        _check.require(False, "a", f"have a multiple of 1 + {directions} rows", list(a.shape))
+    if bias is not None:
+        _check.shape(bias, "bias", (a.shape[1],))
+        _check.same_place(bias, "bias", a, "a")
+        bias = bias.contiguous()
+    match _backend.pick(a):
+        case "reference":
+            return _push_reference(act, a, directions, bias)
+        case "triton":
+            return _triton().push(act, _native.dense(a), directions, bias, overwrite=overwrite)
+        case compiled:
+            return _compiled_push(compiled, act, _native.dense(a), directions, bias, overwrite)
 
 
 def pull(
@@ -223,15 +306,31 @@ def pull(
     Args:
         act: the activation.
         kept: [N, ...] from ``push``.
-        a_v: [SN, ...] tangents of the pre-activation; None when S = 0.
+        a_v: [SN, ...] tangents of the pre-activation; None when S = 0 or the activation is flat.
         nu: [(1+S)N, ...].
         directions: S.
         overwrite: allow the result to take nu's memory.
 
     Returns:
-        mu [(1+S)N, ...].
+        mu [(1+S)N, ...], in kept's memory format.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not belong together.
     """
-    return _pull_reference(act, kept, a_v, nu, directions)
+    a_v = None if act.flat or not directions else a_v
+    if a_v is None and directions and not act.flat:
+        _check.require(False, "a_v", f"be given for {directions} directions", a_v)
+    _rows(a_v, "a_v", kept, directions)
+    _rows(nu, "nu", kept, 1 + directions)
+    match _backend.pick(nu):
+        case "reference":
+            return _pull_reference(act, kept, a_v, nu, directions)
+        case "triton":
+            kept, a_v, nu = _native.alike(kept, a_v, nu)
+            return _triton().pull(act, kept, a_v, nu, directions, overwrite=overwrite)
+        case compiled:
+            kept, a_v, nu = _native.alike(kept, a_v, nu)
+            return _compiled_pull(compiled, act, kept, a_v, nu, directions, overwrite)
 
 
 def pull_primal(
@@ -256,6 +355,20 @@ def pull_primal(
         overwrite: allow the result to take nu_0's memory.
 
     Returns:
-        mu_0 [SN, ...].
+        mu_0 [SN, ...], in kept's memory format.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not belong together.
     """
-    return _pull_primal_reference(act, kept, a_v, nu_v, nu_0, directions)
+    _rows(a_v, "a_v", kept, directions)
+    _rows(nu_v, "nu_v", kept, 1)
+    _rows(nu_0, "nu_0", kept, directions)
+    match _backend.pick(kept):
+        case "reference":
+            return _pull_primal_reference(act, kept, a_v, nu_v, nu_0, directions)
+        case "triton":
+            kept, a_v, nu_v, nu_0 = _native.alike(kept, a_v, nu_v, nu_0)
+            return _triton().pull_primal(act, kept, a_v, nu_v, nu_0, directions, overwrite=overwrite)
+        case compiled:
+            operands = _native.alike(kept, a_v, nu_v, nu_0)
+            return _compiled_pull_primal(compiled, act, operands, directions, overwrite)

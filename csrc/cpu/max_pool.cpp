@@ -1,0 +1,379 @@
+// Channels last: vectors over channels, a window being a list of input pixels; the pull gathers (each input pixel sums
+// the windows that chose it), so that every output is written once however the windows overlap.
+// Channels first: one plane at a time; the search is a vector over output columns, the rest indexes scalars in cache.
+#include "max_pool.h"
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "../math.h"
+#include "parallel.h"
+
+namespace fastxai::cpu {
+namespace {
+
+// Below this many input elements a second thread costs more than it saves.
+constexpr int64_t serial = 1 << 14;
+constexpr int64_t chunk = 256;
+constexpr int max_taps = 255;
+
+// As wide as T, so that a comparison of T selects it without repacking.
+template <class T>
+using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+template <class T>
+FASTXAI_INLINE bool beats(T value, T best) {
+  return !(value <= best) & (best == best);  // NaN wins, the first of several stays
+}
+
+template <class T>
+struct Push {
+  Pool p;
+  bool find;
+  const T* x;
+  T* y;
+  uint8_t* index;
+  int64_t image, out_image;  // elements
+};
+
+// A pixel of the other side: its offset from the image, and the position in the kernel that joins the two.
+struct Taps {
+  int count;
+  int64_t offset[max_taps];
+  int code[max_taps];
+
+  FASTXAI_HOST_INLINE void add(int64_t at, int64_t position) {
+    offset[count] = at;
+    code[count++] = int(position);
+  }
+};
+
+FASTXAI_HOST_INLINE void window_taps(const Pool& p, int64_t oh, int64_t ow, Taps& taps) {
+  taps.count = 0;
+  for (int64_t i = 0; i < p.kernel_h; ++i) {
+    const int64_t h = oh * p.stride_h - p.padding_h + i * p.dilation_h;
+    if (h < 0 || h >= p.height) continue;
+    for (int64_t j = 0; j < p.kernel_w; ++j) {
+      const int64_t w = ow * p.stride_w - p.padding_w + j * p.dilation_w;
+      if (w >= 0 && w < p.width) taps.add((h * p.width + w) * p.channels, i * p.kernel_w + j);
+    }
+  }
+}
+
+// Repeats the first tap up to a fixed count: what was seen before cannot win, and when gathered it is the same value.
+FASTXAI_HOST_INLINE void pad_taps(Taps& taps, int size) {
+  while (taps.count < size) taps.add(taps.offset[0], taps.code[0]);
+}
+
+template <int size, class T>
+FASTXAI_INLINE void find_fixed(const T* x, const Taps& taps, int64_t channels, T* y, uint8_t* index) {
+  const T* pixel[size];
+  Index<T> code[size];
+  for (int k = 0; k < size; ++k) pixel[k] = x + taps.offset[k], code[k] = taps.code[k];
+  FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) {
+    T best = pixel[0][c];
+    Index<T> winner = code[0];
+    FASTXAI_UNROLL for (int k = 1; k < size; ++k) {
+      const T value = pixel[k][c];
+      const bool wins = beats(value, best);
+      best = wins ? value : best;
+      winner = wins ? code[k] : winner;
+    }
+    y[c] = best;
+    index[c] = uint8_t(winner);
+  }
+}
+
+template <class T>
+FASTXAI_INLINE void find_any(const T* x, const Taps& taps, int64_t channels, T* y, uint8_t* index) {
+  alignas(64) Index<T> winner[chunk];
+  for (int64_t start = 0; start < channels; start += chunk) {
+    const int64_t n = std::min(chunk, channels - start);
+    T* best = y + start;
+    for (int k = 0; k < taps.count; ++k) {
+      const T* pixel = x + taps.offset[k] + start;
+      const Index<T> code = taps.code[k];
+      FASTXAI_VECTOR for (int64_t c = 0; c < n; ++c) {
+        const bool wins = (k == 0) | beats(pixel[c], best[c]);
+        best[c] = wins ? pixel[c] : best[c];
+        winner[c] = wins ? code : winner[c];
+      }
+    }
+    FASTXAI_VECTOR for (int64_t c = 0; c < n; ++c) index[start + c] = uint8_t(winner[c]);
+  }
+}
+
+template <int size, class T>
+FASTXAI_INLINE void gather_fixed(const T* x, const Taps& taps, int64_t channels, const uint8_t* index, T* y) {
+  const T* pixel[size];
+  Index<T> code[size];
+  for (int k = 0; k < size; ++k) pixel[k] = x + taps.offset[k], code[k] = taps.code[k];
+  FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) {
+    const Index<T> winner = index[c];
+    T value = pixel[0][c];
+    FASTXAI_UNROLL for (int k = 1; k < size; ++k) value = winner == code[k] ? pixel[k][c] : value;
+    y[c] = value;
+  }
+}
+
+template <class T>
+FASTXAI_INLINE void gather_any(const T* x, const Taps& taps, int64_t channels, const uint8_t* index, T* y) {
+  for (int k = 0; k < taps.count; ++k) {
+    const T* pixel = x + taps.offset[k];
+    const Index<T> code = taps.code[k];
+    FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) {
+      y[c] = (k == 0) | (Index<T>(index[c]) == code) ? pixel[c] : y[c];
+    }
+  }
+}
+
+// Output rows [begin, end) of all images, channels last.
+template <int size, class T>
+FASTXAI_INLINE void push_last(const Push<T>& push, int64_t begin, int64_t end) {
+  const Pool& p = push.p;
+  Taps taps;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row / p.out_height, oh = row % p.out_height;
+    for (int64_t ow = 0; ow < p.out_width; ++ow) {
+      window_taps(p, oh, ow, taps);
+      if constexpr (size > 0) pad_taps(taps, size);
+      const int64_t at = (row * p.out_width + ow) * p.channels;
+      uint8_t* index = push.index + at;
+      for (int64_t k = 0; k < p.components; ++k) {
+        const T* x = push.x + (k * p.rows + n) * push.image;
+        T* y = push.y + k * p.rows * push.out_image + at;
+        const bool find = push.find && k == 0;
+        if constexpr (size > 0) {
+          find ? find_fixed<size>(x, taps, p.channels, y, index) : gather_fixed<size>(x, taps, p.channels, index, y);
+        } else {
+          find ? find_any(x, taps, p.channels, y, index) : gather_any(x, taps, p.channels, index, y);
+        }
+      }
+    }
+  }
+}
+
+// One output row of one plane: the first maximum of each window.
+template <int fixed_stride, class T>
+FASTXAI_INLINE void find_columns(const Pool& p, const T* plane, int64_t oh, T* y, Index<T>* winner) {
+  const int64_t stride = fixed_stride ? fixed_stride : p.stride_w;
+  for (int64_t ow = 0; ow < p.out_width; ++ow) winner[ow] = -1;
+  for (int64_t i = 0; i < p.kernel_h; ++i) {
+    const int64_t h = oh * p.stride_h - p.padding_h + i * p.dilation_h;
+    if (h < 0 || h >= p.height) continue;
+    for (int64_t j = 0; j < p.kernel_w; ++j) {
+      const int64_t shift = j * p.dilation_w - p.padding_w;  // column = ow * stride + shift
+      const int64_t low = shift < 0 ? (-shift + stride - 1) / stride : 0;
+      const int64_t high = std::min(p.out_width, p.width > shift ? (p.width - 1 - shift) / stride + 1 : 0);
+      const T* row = plane + h * p.width + shift;
+      const Index<T> code = Index<T>(i * p.kernel_w + j);
+      FASTXAI_VECTOR for (int64_t ow = low; ow < high; ++ow) {
+        const T value = row[ow * stride];
+        const T best = y[ow];
+        const bool wins = (winner[ow] < 0) | beats(value, best);
+        y[ow] = wins ? value : best;
+        winner[ow] = wins ? code : winner[ow];
+      }
+    }
+  }
+}
+
+// Where the taps of a window lie, relative to its first one.
+FASTXAI_HOST_INLINE void plane_offsets(const Pool& p, int64_t* offset) {
+  for (int64_t i = 0; i < p.kernel_h; ++i) {
+    for (int64_t j = 0; j < p.kernel_w; ++j) {
+      offset[i * p.kernel_w + j] = i * p.dilation_h * p.width + j * p.dilation_w;
+    }
+  }
+}
+
+// Planes [begin, end) of component 0 and the same planes of the others, channels first.
+template <class T>
+FASTXAI_INLINE void push_first(const Push<T>& push, int64_t begin, int64_t end) {
+  const Pool& p = push.p;
+  int64_t offset[max_taps];
+  plane_offsets(p, offset);
+  std::vector<Index<T>> winner(p.out_width);
+  const int64_t in_plane = p.height * p.width, out_plane = p.out_height * p.out_width;
+  for (int64_t plane = begin; plane < end; ++plane) {
+    uint8_t* index = push.index + plane * out_plane;
+    for (int64_t k = 0; k < p.components; ++k) {
+      const T* x = push.x + k * p.rows * push.image + plane * in_plane;
+      T* y = push.y + k * p.rows * push.out_image + plane * out_plane;
+      for (int64_t oh = 0; oh < p.out_height; ++oh) {
+        T* out = y + oh * p.out_width;
+        uint8_t* chosen = index + oh * p.out_width;
+        if (push.find && k == 0) {
+          p.stride_w == 1   ? find_columns<1>(p, x, oh, out, winner.data())
+          : p.stride_w == 2 ? find_columns<2>(p, x, oh, out, winner.data())
+                            : find_columns<0>(p, x, oh, out, winner.data());
+          FASTXAI_VECTOR for (int64_t ow = 0; ow < p.out_width; ++ow) chosen[ow] = uint8_t(winner[ow]);
+        } else {
+          const int64_t corner = (oh * p.stride_h - p.padding_h) * p.width - p.padding_w;
+          for (int64_t ow = 0; ow < p.out_width; ++ow) out[ow] = x[corner + ow * p.stride_w + offset[chosen[ow]]];
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+struct Pull {
+  Pool p;
+  const T* nu;
+  const uint8_t* index;
+  T* mu;
+  int64_t image, out_image;
+};
+
+// The windows that hold input coordinate `at`: output coordinates low .. high - 1 in steps that dilation may thin out.
+struct Span {
+  int64_t low, high;
+};
+FASTXAI_HOST_INLINE Span windows_over(int64_t at, int64_t out, int64_t kernel, int64_t stride, int64_t padding,
+                                      int64_t dilation) {
+  const int64_t last = at + padding, first = last - (kernel - 1) * dilation;
+  return {first > 0 ? (first + stride - 1) / stride : 0, std::min(out, last / stride + 1)};
+}
+
+FASTXAI_HOST_INLINE void pixel_taps(const Pool& p, int64_t h, int64_t w, const Span& rows, const Span& cols,
+                                    Taps& taps) {
+  taps.count = 0;
+  for (int64_t oh = rows.low; oh < rows.high; ++oh) {
+    const int64_t down = h + p.padding_h - oh * p.stride_h;
+    if (down % p.dilation_h) continue;
+    for (int64_t ow = cols.low; ow < cols.high; ++ow) {
+      const int64_t right = w + p.padding_w - ow * p.stride_w;
+      if (right % p.dilation_w) continue;
+      taps.add((oh * p.out_width + ow) * p.channels, down / p.dilation_h * p.kernel_w + right / p.dilation_w);
+    }
+  }
+}
+
+template <int size, class T>
+FASTXAI_INLINE void sum_fixed(const T* nu, const uint8_t* index, const Taps& taps, int64_t channels, T* mu) {
+  const T* pixel[size];
+  const uint8_t* chosen[size];
+  Index<T> code[size];
+  for (int k = 0; k < size; ++k) {
+    pixel[k] = nu + taps.offset[k], chosen[k] = index + taps.offset[k], code[k] = taps.code[k];
+  }
+  FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) {
+    T sum = Index<T>(chosen[0][c]) == code[0] ? pixel[0][c] : T(0);
+    FASTXAI_UNROLL for (int k = 1; k < size; ++k) sum += Index<T>(chosen[k][c]) == code[k] ? pixel[k][c] : T(0);
+    mu[c] = sum;
+  }
+}
+
+template <class T>
+FASTXAI_INLINE void sum_any(const T* nu, const uint8_t* index, const Taps& taps, int64_t channels, T* mu) {
+  std::fill_n(mu, channels, T(0));
+  for (int k = 0; k < taps.count; ++k) {
+    const T* pixel = nu + taps.offset[k];
+    const uint8_t* chosen = index + taps.offset[k];
+    const Index<T> code = taps.code[k];
+    FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) mu[c] += Index<T>(chosen[c]) == code ? pixel[c] : T(0);
+  }
+}
+
+// Input rows [begin, end) of all images, channels last.
+template <class T>
+FASTXAI_INLINE void pull_last(const Pull<T>& pull, int64_t begin, int64_t end) {
+  const Pool& p = pull.p;
+  Taps taps;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row / p.height, h = row % p.height;
+    const Span rows = windows_over(h, p.out_height, p.kernel_h, p.stride_h, p.padding_h, p.dilation_h);
+    for (int64_t w = 0; w < p.width; ++w) {
+      const Span cols = windows_over(w, p.out_width, p.kernel_w, p.stride_w, p.padding_w, p.dilation_w);
+      pixel_taps(p, h, w, rows, cols, taps);
+      const uint8_t* index = pull.index + n * pull.out_image;
+      for (int64_t k = 0; k < p.components; ++k) {
+        const T* nu = pull.nu + (k * p.rows + n) * pull.out_image;
+        T* mu = pull.mu + k * p.rows * pull.image + (row * p.width + w) * p.channels;
+        switch (taps.count) {
+          case 1: sum_fixed<1>(nu, index, taps, p.channels, mu); break;
+          case 2: sum_fixed<2>(nu, index, taps, p.channels, mu); break;
+          case 4: sum_fixed<4>(nu, index, taps, p.channels, mu); break;
+          default: sum_any(nu, index, taps, p.channels, mu);
+        }
+      }
+    }
+  }
+}
+
+// Planes [begin, end) of all components, channels first. Rows are zeroed just before the first window reaches them.
+template <class T>
+FASTXAI_INLINE void pull_first(const Pull<T>& pull, int64_t begin, int64_t end) {
+  const Pool& p = pull.p;
+  int64_t offset[max_taps];
+  plane_offsets(p, offset);
+  const int64_t in_plane = p.height * p.width, out_plane = p.out_height * p.out_width, planes = p.rows * p.channels;
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const T* nu = pull.nu + plane * out_plane;
+    const uint8_t* index = pull.index + plane % planes * out_plane;
+    T* mu = pull.mu + plane * in_plane;
+    int64_t ready = 0;
+    for (int64_t oh = 0; oh <= p.out_height; ++oh) {
+      const int64_t bottom = oh * p.stride_h - p.padding_h + (p.kernel_h - 1) * p.dilation_h + 1;
+      const int64_t reach = oh == p.out_height ? p.height : std::clamp(bottom, ready, p.height);
+      std::fill(mu + ready * p.width, mu + reach * p.width, T(0));
+      ready = reach;
+      if (oh == p.out_height) break;
+      T* corner = mu + (oh * p.stride_h - p.padding_h) * p.width - p.padding_w;
+      for (int64_t ow = 0; ow < p.out_width; ++ow) {
+        corner[ow * p.stride_w + offset[index[oh * p.out_width + ow]]] += nu[oh * p.out_width + ow];
+      }
+    }
+  }
+}
+
+template <class T>
+FASTXAI_INLINE void push_range(const Push<T>& push, int64_t begin, int64_t end) {
+  switch (push.p.channels_last ? push.p.kernel_h * push.p.kernel_w : 0) {
+    case 0: return push_first(push, begin, end);
+    case 4: return push_last<4>(push, begin, end);
+    case 9: return push_last<9>(push, begin, end);
+    default: return push_last<0>(push, begin, end);
+  }
+}
+
+template <class T>
+FASTXAI_INLINE void pull_range(const Pull<T>& pull, int64_t begin, int64_t end) {
+  pull.p.channels_last ? pull_last(pull, begin, end) : pull_first(pull, begin, end);
+}
+
+FASTXAI_CLONES void push_clone(const Push<float>& p, int64_t begin, int64_t end) { push_range(p, begin, end); }
+FASTXAI_CLONES void push_clone(const Push<double>& p, int64_t begin, int64_t end) { push_range(p, begin, end); }
+FASTXAI_CLONES void pull_clone(const Pull<float>& p, int64_t begin, int64_t end) { pull_range(p, begin, end); }
+FASTXAI_CLONES void pull_clone(const Pull<double>& p, int64_t begin, int64_t end) { pull_range(p, begin, end); }
+
+}  // namespace
+
+template <class T>
+void max_pool_push(const Pool& p, bool find, const T* x, T* y, uint8_t* index, int threads) {
+  const int64_t image = p.channels * p.height * p.width, out_image = p.channels * p.out_height * p.out_width;
+  const Push<T> push{p, find, x, y, index, image, out_image};
+  const int useful = p.components * p.rows * image < serial ? 1 : threads;
+  parallel_for(p.rows * (p.channels_last ? p.out_height : p.channels), 1, useful,
+               [&](int64_t begin, int64_t end) { push_clone(push, begin, end); });
+}
+
+template <class T>
+void max_pool_pull(const Pool& p, const T* nu, const uint8_t* index, T* mu, int threads) {
+  const int64_t image = p.channels * p.height * p.width, out_image = p.channels * p.out_height * p.out_width;
+  const Pull<T> pull{p, nu, index, mu, image, out_image};
+  const int useful = p.components * p.rows * image < serial ? 1 : threads;
+  parallel_for(p.rows * (p.channels_last ? p.height : p.channels * p.components), 1, useful,
+               [&](int64_t begin, int64_t end) { pull_clone(pull, begin, end); });
+}
+
+#define FASTXAI_INSTANTIATE(T)                                                          \
+  template void max_pool_push(const Pool&, bool, const T*, T*, uint8_t*, int);          \
+  template void max_pool_pull(const Pool&, const T*, const uint8_t*, T*, int);
+FASTXAI_INSTANTIATE(float)
+FASTXAI_INSTANTIATE(double)
+
+}  // namespace fastxai::cpu

@@ -1,0 +1,159 @@
+// The names of fastxai._C and nothing else: pointers come as integers, checks and memory are Python's.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/activation.h"
+#include "cpu/max_pool.h"
+#include "cpu/parallel.h"
+#include "math.h"
+#ifdef FASTXAI_CUDA
+#include "cuda/activation.h"
+#endif
+
+namespace py = pybind11;
+using namespace fastxai;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address a) {
+  return reinterpret_cast<T*>(a);
+}
+
+// The numbers are those of DTYPES in fastxai/kernels/_native.py.
+template <class F>
+void with_cpu_type(int dtype, const F& f) {
+  switch (dtype) {
+    case 0: return f(float{});
+    case 1: return f(double{});
+    default: throw std::invalid_argument("dtype must be 0 (float32) or 1 (float64), got " + std::to_string(dtype));
+  }
+}
+
+void cpu_activation_push(int code, int second, double beta, double alpha, int dtype, int64_t elements,
+                         int64_t directions, int64_t channels, int64_t inner, Address a, Address bias, Address y,
+                         Address kept, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::activation_push<T>({code, second, beta, alpha}, {elements, directions, channels, inner}, at<T>(a), at<T>(bias),
+                            at<T>(y), at<T>(kept), threads);
+  });
+}
+
+void cpu_activation_pull(int code, int second, double beta, double alpha, int dtype, int64_t elements,
+                         int64_t directions, Address kept, Address a_v, Address nu, Address mu, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::activation_pull<T>({code, second, beta, alpha}, {elements, directions, 1, 1}, at<T>(kept), at<T>(a_v),
+                            at<T>(nu), at<T>(mu), threads);
+  });
+}
+
+void cpu_activation_pull_primal(int code, int second, double beta, double alpha, int dtype, int64_t elements,
+                                int64_t directions, Address kept, Address a_v, Address nu_v, Address nu_0, Address mu,
+                                int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::activation_pull_primal<T>({code, second, beta, alpha}, {elements, directions, 1, 1}, at<T>(kept), at<T>(a_v),
+                                   at<T>(nu_v), at<T>(nu_0), at<T>(mu), threads);
+  });
+}
+
+// The geometry of fastxai/kernels/max_pool.py: sizes, then kernel, stride, padding, dilation.
+using Geometry = std::array<int64_t, 12>;
+
+cpu::Pool pool(int64_t components, int64_t rows, int64_t channels, const Geometry& g, bool channels_last) {
+  return {components, rows, channels, g[0], g[1], g[2],  g[3],  g[4],
+          g[5],       g[6], g[7],     g[8], g[9], g[10], g[11], channels_last};
+}
+
+void cpu_max_pool_push(int dtype, int64_t components, int64_t rows, int64_t channels, const Geometry& geometry,
+                       bool channels_last, bool find, Address x, Address y, Address index, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::max_pool_push<T>(pool(components, rows, channels, geometry, channels_last), find, at<T>(x), at<T>(y),
+                          at<uint8_t>(index), threads);
+  });
+}
+
+void cpu_max_pool_pull(int dtype, int64_t components, int64_t rows, int64_t channels, const Geometry& geometry,
+                       bool channels_last, Address nu, Address index, Address mu, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::max_pool_pull<T>(pool(components, rows, channels, geometry, channels_last), at<T>(nu), at<uint8_t>(index),
+                          at<T>(mu), threads);
+  });
+}
+
+#ifdef FASTXAI_CUDA
+template <class F>
+void with_cuda_type(int dtype, const F& f) {
+  switch (dtype) {
+    case 0: return f(float{});
+    case 2: return f(__half{});
+    case 3: return f(__nv_bfloat16{});
+    default:
+      throw std::invalid_argument("dtype must be 0 (float32), 2 (float16) or 3 (bfloat16), got " +
+                                  std::to_string(dtype));
+  }
+}
+
+void cuda_activation_push(int code, int second, double beta, double alpha, int dtype, int64_t elements,
+                          int64_t directions, int64_t channels, int64_t inner, Address a, Address bias, Address y,
+                          Address kept, Address stream) {
+  with_cuda_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::activation_push<T>({code, second, beta, alpha}, {elements, directions, channels, inner}, at<T>(a),
+                             at<T>(bias), at<T>(y), at<T>(kept), reinterpret_cast<cudaStream_t>(stream));
+  });
+}
+
+void cuda_activation_pull(int code, int second, double beta, double alpha, int dtype, int64_t elements,
+                          int64_t directions, Address kept, Address a_v, Address nu, Address mu, Address stream) {
+  with_cuda_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::activation_pull<T>({code, second, beta, alpha}, {elements, directions, 1, 1}, at<T>(kept), at<T>(a_v),
+                             at<T>(nu), at<T>(mu), reinterpret_cast<cudaStream_t>(stream));
+  });
+}
+
+void cuda_activation_pull_primal(int code, int second, double beta, double alpha, int dtype, int64_t elements,
+                                 int64_t directions, Address kept, Address a_v, Address nu_v, Address nu_0, Address mu,
+                                 Address stream) {
+  with_cuda_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::activation_pull_primal<T>({code, second, beta, alpha}, {elements, directions, 1, 1}, at<T>(kept), at<T>(a_v),
+                                    at<T>(nu_v), at<T>(nu_0), at<T>(mu), reinterpret_cast<cudaStream_t>(stream));
+  });
+}
+#endif
+
+std::vector<std::string> activation_names() { return {std::begin(act_names), std::end(act_names)}; }
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  using Free = py::call_guard<py::gil_scoped_release>;
+  m.def("activation_names", &activation_names);
+  m.def("parallel_runtime", &cpu::parallel_runtime);
+  m.def("cpu_activation_push", &cpu_activation_push, Free());
+  m.def("cpu_activation_pull", &cpu_activation_pull, Free());
+  m.def("cpu_activation_pull_primal", &cpu_activation_pull_primal, Free());
+  m.def("cpu_max_pool_push", &cpu_max_pool_push, Free());
+  m.def("cpu_max_pool_pull", &cpu_max_pool_pull, Free());
+#ifdef FASTXAI_CUDA
+  m.attr("has_cuda") = true;
+  m.def("cuda_activation_push", &cuda_activation_push, Free());
+  m.def("cuda_activation_pull", &cuda_activation_pull, Free());
+  m.def("cuda_activation_pull_primal", &cuda_activation_pull_primal, Free());
+#else
+  m.attr("has_cuda") = false;
+#endif
+}

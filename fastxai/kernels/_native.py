@@ -1,0 +1,63 @@
+"""What the launchers of compiled kernels share: dtype numbers, dense layouts, threads and streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastxai import _backend
+
+__all__ = ["DTYPES", "alike", "dense", "function", "is_channels_last", "launch"]
+
+# The numbers by which csrc/module.cpp chooses a type.
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+
+@cache
+def function(name: str) -> Callable[..., None]:
+    """Return a function of ``fastxai._C``.
+
+    Raises:
+        RuntimeError: the extension is missing or was built without it.
+    """
+    found = getattr(_backend.extension(), name, None)
+    if found is None:
+        raise RuntimeError(f"fastxai._C has no {name}: {_backend.available()[name.partition('_')[0]]}")
+    return found
+
+
+def launch(backend: str, name: str, x: Tensor, *args: Any) -> None:
+    """Call a compiled kernel with torch's thread count ("cpu") or the current stream of x's device ("cuda")."""
+    if backend == "cpu":
+        function("cpu_" + name)(*args, torch.get_num_threads())
+    else:
+        with torch.cuda.device(x.device):
+            function("cuda_" + name)(*args, torch.cuda.current_stream().cuda_stream)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """True if [N, C, H, W] lies in memory as [N, H, W, C]; where both orders agree, the strides tell which was meant."""
+    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return not x.is_contiguous() or (x.stride(1) == 1 and x.stride(3) == x.shape[1] > 1)
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return x itself if its memory is dense, channels first or last, else a dense copy in the nearer of the two."""
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x
+    last = x.dim() == 4 and x.stride(1) == 1
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def alike(leader: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
+    """Return all tensors dense and in the leader's memory order, copying only those that are not."""
+    leader = dense(leader)
+    order = torch.contiguous_format if leader.is_contiguous() else torch.channels_last
+    return leader, *(
+        x if x is None or x.is_contiguous(memory_format=order) else x.contiguous(memory_format=order) for x in others
+    )  # type: ignore[return-value]
