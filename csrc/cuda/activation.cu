@@ -30,6 +30,18 @@ struct Bits<16> {
   using type = uint4;
 };
 
+template <class Access>
+__device__ void put(Access* to, Access bits) {
+  *to = bits;
+}
+
+// Spelled out, because the compiler splits a plain store of 16 bytes into four where others stand close by.
+__device__ void put(uint4* to, uint4 bits) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(bits.x),
+               "r"(bits.y), "r"(bits.z), "r"(bits.w)
+               : "memory");
+}
+
 // V elements of storage T, moved by one access, as float.
 template <class T, int V>
 struct Pack {
@@ -53,7 +65,7 @@ struct Pack {
     for (int i = 0; i < V; ++i) stored[i] = static_cast<T>(at[i]);
     Access bits;
     std::memcpy(&bits, stored, sizeof bits);
-    *reinterpret_cast<Access*>(to) = bits;
+    put(reinterpret_cast<Access*>(to), bits);
   }
 };
 
