@@ -108,9 +108,10 @@ def value(act: Activation, a: Tensor) -> Tensor:
         case "silu":
             return a * torch.sigmoid(a)
         case "gelu":
-            return F.gelu(a)
+            return a * torch.special.erfc(-a * 0.5**0.5) / 2
         case "gelu_tanh":
-            return F.gelu(a, approximate="tanh")
+            # Autograd of F.gelu(approximate="tanh") has a NaN third derivative for |a| >= 30.
+            return a * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (a + 0.044715 * a**3))
         case "elu":
             return F.elu(a, act.alpha)
         case "relu":
@@ -241,7 +242,7 @@ def _compiled_pull(
 
 
 def _compiled_pull_primal(
-    backend: str, act: Activation, operands: tuple[Tensor, Tensor, Tensor, Tensor | None], directions: int, overwrite: bool
+    backend: str, act: Activation, operands: tuple[Tensor, ...], directions: int, overwrite: bool
 ) -> Tensor:
     kept, a_v, nu_v, nu_0 = operands
     mu = nu_0 if overwrite and nu_0 is not None else torch.empty_like(a_v)
