@@ -120,7 +120,9 @@ class Net:
         if surrogate is not None:
             _check.one_of(surrogate, "surrogate", ("curvature", "none"))
         needs_beta = activation == "softplus" or surrogate == "curvature"
-        _check.require(needs_beta or beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
+        _check.require(
+            needs_beta or beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta
+        )
         _check.require(not needs_beta or beta is not None, "beta", "be given with this activation or surrogate", beta)
         self._core, self.activation, self.surrogate = core, activation, surrogate
         self.beta = None if beta is None else _check.positive(beta, "beta")
@@ -241,7 +243,9 @@ class Net:
         x = self._check_input(x).detach()
         v = _check.same_place(_check.tensor(v, "v"), "v", x, "x").detach()
         several = v.dim() == x.dim() + 1
-        _check.require(tuple(v.shape[several:]) == tuple(x.shape), "v", f"have shape {list(x.shape)} or [S, N, ...]", list(v.shape))
+        _check.require(
+            tuple(v.shape[several:]) == tuple(x.shape), "v", f"have shape {list(x.shape)} or [S, N, ...]", list(v.shape)
+        )
         run, acts = self._backend(x)
         chosen = self._chosen(run, x, target)
         self._warn_if_flat(run, acts)
@@ -268,7 +272,9 @@ class Net:
         run, acts = self._backend(x)
         return run.gradient(x, self._chosen(run, x, target), acts)
 
-    def differentiable_gradient(self, x: Tensor, target: Target = None, *, parameters: bool = True) -> tuple[Tensor, Tensor]:
+    def differentiable_gradient(
+        self, x: Tensor, target: Target = None, *, parameters: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Return (nabla g_k(x), g(x)) with a graph: any loss on them gives exact gradients of x and the parameters.
 
         This is what the explainers are made of. Gradients reach x if it requires them, and the model's parameters

@@ -1,8 +1,8 @@
 """Passes: what the graph gains before it is finished. Each keeps values and derivatives exactly.
 
-    fold_scales       convolution or dense layer -> scale per channel: the scale joins the weight
-    pool_first        monotone activation -> max-pool: pool first, activate a quarter of the elements
-    float_biases      channel biases move down (over max-pools and sums) into the activation kernel that follows
+fold_scales       convolution or dense layer -> scale per channel: the scale joins the weight
+pool_first        monotone activation -> max-pool: pool first, activate a quarter of the elements
+float_biases      channel biases move down (over max-pools and sums) into the activation kernel that follows
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -28,6 +31,31 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
 
 
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Keep cuDNN and cuBLAS from rounding float32 operands to TF32 inside the block."""
+    convolution, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolution, matmul
+
+
+def numeric(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a method whose first argument is a tensor without a graph and, on a GPU, in true float32."""
+
+    @wraps(method)
+    def run(self: Any, x: Tensor, *args: Any) -> Any:
+        with torch.no_grad():
+            if x.device.type != "cuda":
+                return method(self, x, *args)
+            with true_float32():
+                return method(self, x, *args)
+
+    return run
+
+
 class Runtime:
     """A graph with its weights. All methods take the activations of the view they run for."""
 
@@ -49,7 +77,7 @@ class Runtime:
     def _sweep(self, n: int, directions: int, prepared: list[Any], acts: Activations, **options: Any) -> Sweep:
         return Sweep(n, directions, prepared, acts, [None] * len(self.graph.nodes), **options)
 
-    @torch.no_grad()
+    @numeric
     def scores(self, x: Tensor, acts: Activations) -> Tensor:
         """Return g(x) [N, K]."""
         prepared = self.weights.prepared(x)
@@ -59,7 +87,7 @@ class Runtime:
             out[rows] = self.graph.up(s, dense(x[rows]))
         return out
 
-    @torch.no_grad()
+    @numeric
     def gradient(self, x: Tensor, target: Tensor | None, acts: Activations) -> tuple[Tensor, Tensor]:
         """Return (nabla g_k(x), g(x)); k is the highest score where no target is given."""
         prepared = self.weights.prepared(x)
@@ -70,16 +98,14 @@ class Runtime:
             self._start(s, dense(x[rows]), target, rows, out, scores)
         return out, scores
 
-    def _start(
-        self, s: Sweep, x: Tensor, target: Tensor | None, rows: slice, out: Tensor, scores: Tensor
-    ) -> None:
+    def _start(self, s: Sweep, x: Tensor, target: Tensor | None, rows: slice, out: Tensor, scores: Tensor) -> None:
         """Sweep one chunk up and down; write its scores, and at the input nu_v, into the outputs."""
         scores[rows] = self.graph.up(s, x)
         chosen = scores[rows].argmax(1) if target is None else target[rows]
         seed = torch.zeros_like(scores[rows]).scatter_(1, chosen[:, None], 1)
         out[rows] = self.graph.down(s, seed)
 
-    @torch.no_grad()
+    @numeric
     def hvp(self, x: Tensor, v: Tensor, target: Tensor | None, acts: Activations) -> tuple[Tensor, Tensor]:
         """Return (H v [S, N, ...], nabla g_k(x) [N, ...]) for S directions v [S, N, ...]."""
         prepared, directions = self.weights.prepared(x), v.shape[0]
@@ -101,60 +127,70 @@ class Runtime:
         self, x: Tensor, target: Tensor | None, acts: Activations, *, parameters: bool
     ) -> tuple[Tensor, Tensor]:
         """Return (nabla g_k(x), g(x)), differentiable in x and, where ``parameters``, in the model's parameters."""
-        weights = self.weights.differentiable(x) if parameters and torch.is_grad_enabled() else []
-        wanted = frozenset(i for i, weight in enumerate(weights) if weight.requires_grad)
-        if not torch.is_grad_enabled() or not (x.requires_grad or wanted):
+        parameters = parameters and torch.is_grad_enabled() and self.weights.require_grad
+        weights = self.weights.differentiable(x) if parameters else []
+        if not torch.is_grad_enabled() or not (x.requires_grad or weights):
             return self.gradient(x, target, acts)
-        return _Gradient.apply(self, acts, wanted, target, x, *weights)  # type: ignore[return-value]
+        return _Gradient.apply(self, target, acts, x, *weights)  # type: ignore[return-value]
+
+    @numeric
+    def start(
+        self, x: Tensor, target: Tensor | None, acts: Activations, wanted: frozenset[int]
+    ) -> tuple[Tensor, Tensor, list[tuple[slice, Sweep]]]:
+        """Return (nabla g_k(x), g(x)) and, chunk by chunk, the sweeps that an extension goes on from."""
+        prepared = self.weights.prepared(x)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        scores = x.new_empty(x.shape[0], *self.graph.nodes[-1].shape)
+        parts = []
+        for rows in self.chunks(x, 2):
+            s = self._sweep(rows.stop - rows.start, 0, prepared, acts, keep=True, wanted=wanted)
+            self._start(s, dense(x[rows]), target, rows, out, scores)
+            parts.append((rows, s))
+        return out, scores, parts
+
+    @numeric
+    def extend(
+        self, x: Tensor, v: Tensor | None, scores_bar: Tensor | None, parts: list[tuple[slice, Sweep]]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the gradients of <v, nabla g_k> + <scores_bar, g> for x and for every wanted parameter."""
+        grads: list[Tensor | None] = [None] * len(self.weights.params)
+        dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        for rows, start in parts:
+            s = replace(start, directions=1, extend=True, grads=grads)
+            self.graph.up(s, dense(torch.zeros_like(x[rows]) if v is None else v[rows]))
+            mu = self.graph.down(s, None if scores_bar is None else scores_bar[rows].contiguous())
+            if mu is not None:
+                dx[rows] = mu
+        return dx, grads
 
 
 class _Gradient(torch.autograd.Function):
     """The gradient map: forward sweeps value and cotangent, backward extends them by the tangent v = dL/dh."""
 
     @staticmethod
-    def forward(
-        ctx: Any, run: Runtime, acts: Activations, wanted: frozenset[int], target: Tensor | None, x: Tensor, *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        prepared = run.weights.prepared(x)
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        scores = x.new_empty(x.shape[0], *run.graph.nodes[-1].shape)
-        ctx.parts = []
-        for rows in run.chunks(x, 2):
-            s = run._sweep(rows.stop - rows.start, 0, prepared, acts, keep=True, wanted=wanted)
-            run._start(s, dense(x[rows]), target, rows, out, scores)
-            ctx.parts.append((rows, s))
-        ctx.run, ctx.wanted, ctx.count, ctx.generation = run, wanted, len(weights), run.weights.generation
-        ctx.save_for_backward(x, *weights)
+    def forward(ctx: Any, run: Runtime, target: Tensor | None, acts: Activations, *tensors: Tensor) -> Any:
+        x, *weights = tensors
+        wanted = frozenset(i for i, weight in enumerate(weights) if weight.requires_grad)
+        out, scores, ctx.parts = run.start(x, target, acts, wanted)
+        ctx.run, ctx.generation = run, run.weights.generation
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return out, scores
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        v, scores_bar = cotangents
-        dx, *grads = _Extend.apply(ctx, x, v, scores_bar)  # type: ignore[misc]
-        return (None, None, None, None, dx, *grads) if ctx.count else (None, None, None, None, dx)
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        return None, None, None, *_Extend.apply(ctx, *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
 
 
 class _Extend(torch.autograd.Function):
     """The adjoint sweeps, as a function that says what to do when somebody differentiates it once more."""
 
     @staticmethod
-    def forward(ctx: Any, made: Any, x: Tensor, v: Tensor | None, scores_bar: Tensor | None) -> tuple[Tensor | None, ...]:
-        run: Runtime = made.run
-        if made.generation != run.weights.generation:
+    def forward(ctx: Any, made: Any, v: Tensor | None, scores_bar: Tensor | None, *tensors: Tensor) -> Any:
+        if made.generation != made.run.weights.generation:
             raise RuntimeError("the model's weights changed between an explanation map and its backward()")
-        grads: list[Tensor | None] = [None] * made.count
-        dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        for rows, start in made.parts:
-            s = Sweep(
-                start.n, 1, start.prepared, start.activations, start.memory, extend=True, grads=grads, wanted=made.wanted
-            )
-            run.graph.up(s, dense(torch.zeros_like(x[rows]) if v is None else v[rows]))
-            mu = run.graph.down(s, None if scores_bar is None else scores_bar[rows].contiguous())
-            if mu is not None:
-                dx[rows] = mu
-        return (dx, *grads)
+        dx, grads = made.run.extend(tensors[0], v, scores_bar, made.parts)
+        return dx, *grads[: len(tensors) - 1]
 
     @staticmethod
     @once_differentiable

@@ -146,6 +146,11 @@ class Weights:
         self.generation += 1
         return self._prepared
 
+    @property
+    def require_grad(self) -> bool:
+        """True if some parameter wants a gradient."""
+        return any(leaf.get().requires_grad for leaf in self._leaves)
+
     def differentiable(self, like: Tensor) -> list[Tensor]:
         """Return every weight expression as a differentiable function of the parameters, as autograd has them now."""
         with torch.enable_grad():

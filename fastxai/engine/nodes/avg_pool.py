@@ -35,7 +35,11 @@ class AvgPool(Linear):
 
     def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
         """Spread each cotangent over its window."""
-        return [torch.ops.aten.avg_pool2d_backward(nu.contiguous(memory_format=torch.channels_last), _like(self, nu), *self.window)]
+        return [
+            torch.ops.aten.avg_pool2d_backward(
+                nu.contiguous(memory_format=torch.channels_last), _like(self, nu), *self.window
+            )
+        ]
 
 
 class AdaptiveAvgPool(Linear):
@@ -50,7 +54,11 @@ class AdaptiveAvgPool(Linear):
 
     def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
         """Spread each cotangent over its window."""
-        return [torch.ops.aten._adaptive_avg_pool2d_backward(nu.contiguous(memory_format=torch.channels_last), _like(self, nu))]
+        return [
+            torch.ops.aten._adaptive_avg_pool2d_backward(
+                nu.contiguous(memory_format=torch.channels_last), _like(self, nu)
+            )
+        ]
 
 
 class Mean(Linear):

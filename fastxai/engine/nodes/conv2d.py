@@ -93,7 +93,9 @@ def _build(
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel[2:], strict=True)]
         if any(t % 2 for t in total):
-            x = Pad(x, [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2], "constant", 0.0)
+            x = Pad(
+                x, [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2], "constant", 0.0
+            )
             total = [0, 0]
         padding = (total[0] // 2, total[1] // 2)
     padding = (0, 0) if padding == "valid" else pair(padding)

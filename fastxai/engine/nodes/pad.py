@@ -40,7 +40,10 @@ class Pad(Linear):
             return [F.pad(nu, [-w for w in self.widths])]
         if self.mode == "circular":
             return [self._fold_circular(nu)]
-        backward = getattr(torch.ops.aten, f"{self.mode.removesuffix('e') if self.mode == 'replicate' else self.mode}ion_pad2d_backward")
+        backward = getattr(
+            torch.ops.aten,
+            f"{self.mode.removesuffix('e') if self.mode == 'replicate' else self.mode}ion_pad2d_backward",
+        )
         return [backward(nu.contiguous(), nu.new_empty(nu.shape[0], *self.inputs[0].shape), self.widths)]
 
     def _fold_circular(self, nu: Tensor) -> Tensor:

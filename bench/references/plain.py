@@ -1,0 +1,47 @@
+"""Gradient and Hessian-vector product of a class score as everybody writes them in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["gradient", "hvp", "hvps_batched", "hvps_loop", "jvp_grad"]
+
+
+def gradient(model: nn.Module, x: Tensor, target: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    """Return (leaf copy of x, nabla g_k)."""
+    x = x.detach().requires_grad_()
+    score = model(x).gather(1, target[:, None]).sum()
+    return x, torch.autograd.grad(score, x, create_graph=create_graph)[0]
+
+
+def hvp(model: nn.Module, x: Tensor, v: Tensor, target: Tensor) -> Tensor:
+    """Return H v by double backward."""
+    leaf, grad = gradient(model, x, target, create_graph=True)
+    return torch.autograd.grad(grad, leaf, v)[0]
+
+
+def hvps_loop(model: nn.Module, x: Tensor, vs: Tensor, target: Tensor) -> Tensor:
+    """Return H v for vs [S, N, ...] through one retained graph."""
+    leaf, grad = gradient(model, x, target, create_graph=True)
+    return torch.stack([torch.autograd.grad(grad, leaf, v, retain_graph=True)[0] for v in vs])
+
+
+def hvps_batched(model: nn.Module, x: Tensor, vs: Tensor, target: Tensor) -> Tensor:
+    """Return H v for vs [S, N, ...] by ``is_grads_batched``."""
+    leaf, grad = gradient(model, x, target, create_graph=True)
+    return torch.autograd.grad(grad, leaf, vs, is_grads_batched=True)[0]
+
+
+def jvp_grad(model: nn.Module, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return (x, v) -> H v as forward over reverse with torch.func, the form that torch.compile takes."""
+
+    def score(x: Tensor) -> Tensor:
+        return model(x).gather(1, target[:, None]).sum()
+
+    def product(x: Tensor, v: Tensor) -> Tensor:
+        return torch.func.jvp(torch.func.grad(score), (x,), (v,))[1]
+
+    return product
