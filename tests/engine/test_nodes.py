@@ -1,0 +1,507 @@
+"""Every node type alone in a tiny network, in every spelling, against float64 autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from engine.nets import directions, error, gradient, hvp, oracle, randomise
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import fastxai
+from fastxai import Net
+
+C, H, W = 4, 7, 6
+Middle = Callable[[Tensor], Tensor]
+
+
+class Sandwich(nn.Module):
+    """conv, tanh, what is tested, tanh, dense: the tanh bend everything and keep it near one."""
+
+    def __init__(self, middle: Middle, after: Middle = torch.tanh) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, C, 3, padding=1)
+        self.middle, self.after = middle, after
+        x = torch.zeros(1, 2, H, W)
+        if isinstance(middle, nn.Module):
+            middle.eval()
+        self.head = nn.Linear(self.middle(torch.tanh(self.stem(x))).numel(), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.after(self.middle(torch.tanh(self.stem(x)))).flatten(1))
+
+
+def sample(n: int = 3) -> Tensor:
+    g = torch.Generator().manual_seed(11)
+    return torch.randn(n, 2, H, W, generator=g, dtype=torch.float64)
+
+
+def loss(heat: Tensor, scores: Tensor) -> Tensor:
+    """A nonlinear loss on a map and the scores, with seeded weights."""
+    g = torch.Generator().manual_seed(3)
+    r, q = (torch.randn(t.shape, generator=g, dtype=torch.float64) for t in (heat, scores))
+    return (r * heat).sum() + (heat.square() * r.abs()).sum() + (q * scores.sin()).sum()
+
+
+def through_autograd(model: nn.Module, f: Middle, x: Tensor, target: Tensor) -> list[Tensor]:
+    x = x.detach().requires_grad_()
+    scores = f(x)
+    (heat,) = torch.autograd.grad(scores.gather(1, target[:, None]).sum(), x, create_graph=True)
+    return list(torch.autograd.grad(loss(heat, scores), [x, *model.parameters()], materialize_grads=True))
+
+
+def through_engine(model: nn.Module, net: Net, x: Tensor, target: Tensor) -> list[Tensor]:
+    x = x.detach().requires_grad_()
+    heat, scores = net.differentiable_gradient(x, target)
+    return list(torch.autograd.grad(loss(heat, scores), [x, *model.parameters()], materialize_grads=True))
+
+
+def check(model: nn.Module, x: Tensor, beta: float | None = None, kind: str = "softplus") -> None:
+    """Scores, gradient, HVP in one and three directions, and the gradients of a loss on the map, as autograd has them."""
+    f = oracle(model, beta, kind)
+    net = fastxai.compile(model)
+    if beta is not None:
+        net = net.with_activation("softplus", beta=beta) if kind == "softplus" else fastxai.compile(
+            model, surrogate="curvature", beta=beta
+        )
+    target = torch.arange(len(x)) % 3
+    vs = directions(x, 3)
+    report = net.report(x)
+    assert report.engine, str(report)
+    assert error(net(x), f(x)) < 1e-12
+    g, hv = hvp(f, x, vs, target)
+    assert float(hv.norm()) > 1e-6 * float(g.norm()), "this network has no curvature: the test would show nothing"
+    assert error(net.gradient(x, target), g) < 1e-11
+    assert error(net.hvp(x, vs[0], target), hv[0]) < 1e-10
+    assert error(net.hvp(x, vs, target), hv, 2) < 1e-10
+    names = ["x", *dict(model.named_parameters())]
+    wants, gots = through_autograd(model, f, x, target), through_engine(model, net, x, target)
+    for name, want, got in zip(names, wants, gots, strict=True):
+        assert float((got - want).norm()) <= 1e-10 * float(want.norm()) + 1e-13, name
+
+
+def build(middle: Middle, after: Middle = torch.tanh, seed: int = 0) -> nn.Module:
+    return randomise(Sandwich(middle, after), seed).double()
+
+
+conv = partial(nn.Conv2d, C)
+CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
+    "1x1": lambda: conv(5, 1),
+    "3x3": lambda: conv(5, 3),
+    "no-bias": lambda: conv(5, 3, bias=False),
+    "padded": lambda: conv(5, 3, padding=1),
+    "over-padded": lambda: conv(5, 2, padding=3),
+    "stride": lambda: conv(5, 3, stride=2, padding=1),
+    "stride-that-skips-the-rim": lambda: conv(5, 2, stride=3),
+    "asymmetric-kernel": lambda: conv(5, (1, 3), padding=(0, 2), stride=(2, 1)),
+    "dilation": lambda: conv(5, 3, dilation=2, padding=2),
+    "dilation-and-stride": lambda: conv(5, 2, dilation=(1, 3), stride=2, padding=1),
+    "groups": lambda: conv(6, 3, padding=1, groups=2),
+    "groups-and-stride": lambda: conv(6, 3, padding=1, groups=2, stride=2),
+    "depthwise": lambda: conv(4, 3, padding=1, groups=4),
+    "depthwise-multiplier": lambda: conv(8, 3, padding=1, groups=4, bias=False),
+    "same": lambda: conv(5, 3, padding="same"),
+    "same-even": lambda: conv(5, (2, 4), padding="same"),
+    "same-even-dilated": lambda: conv(5, 2, padding="same", dilation=(3, 1)),
+    "valid": lambda: conv(5, 3, padding="valid"),
+    "reflect": lambda: conv(5, 3, padding=(2, 1), padding_mode="reflect"),
+    "replicate": lambda: conv(5, 3, padding=(1, 2), padding_mode="replicate"),
+    "circular": lambda: conv(5, 3, padding=(2, 1), padding_mode="circular"),
+    "circular-same-even": lambda: conv(5, 4, padding="same", padding_mode="circular"),
+    "reflect-same": lambda: conv(5, 4, padding="same", padding_mode="reflect"),
+}
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "folded": lambda: nn.Sequential(conv(5, 3), nn.BatchNorm2d(5)),
+    "folded-no-bias": lambda: nn.Sequential(conv(5, 3, bias=False), nn.BatchNorm2d(5)),
+    "folded-no-affine": lambda: nn.Sequential(conv(5, 3), nn.BatchNorm2d(5, affine=False)),
+    "folded-twice": lambda: nn.Sequential(conv(5, 3), nn.BatchNorm2d(5), nn.BatchNorm2d(5)),
+    "depthwise": lambda: nn.Sequential(conv(C, 3, groups=C), nn.BatchNorm2d(C, eps=1e-2)),
+    "not-folded": lambda: nn.BatchNorm2d(C),
+    "not-folded-no-affine": lambda: nn.BatchNorm2d(C, affine=False),
+    "before-padded-conv": lambda: nn.Sequential(nn.BatchNorm2d(C), conv(5, 3, padding=1)),
+    "after-dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, 6), nn.BatchNorm1d(6)),
+    "of-sequences": lambda: nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(C), nn.Tanh()),
+    "dense-on-sequences": lambda: nn.Sequential(nn.Flatten(2), nn.Linear(H * W, 5), nn.BatchNorm1d(C)),
+}
+
+POOLS: dict[str, Middle] = {
+    "max": nn.MaxPool2d(2),
+    "max-overlap": nn.MaxPool2d(3, 2, padding=1),
+    "max-ceil": nn.MaxPool2d(2, ceil_mode=True),
+    "max-ceil-overlap": nn.MaxPool2d(3, 2, ceil_mode=True),
+    "max-asymmetric": nn.MaxPool2d((3, 2), (1, 3), padding=(1, 0)),
+    "max-dilation": nn.MaxPool2d(2, stride=1, dilation=(3, 2)),
+    "max-functional": lambda x: F.max_pool2d(x, 3, stride=1),
+    "max-torch": lambda x: torch.max_pool2d(x, 2),
+    "max-global": nn.MaxPool2d((H, W)),
+    "avg": nn.AvgPool2d(2),
+    "avg-overlap-padding": nn.AvgPool2d(3, 2, padding=1),
+    "avg-no-padding-counted": nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+    "avg-ceil": nn.AvgPool2d(3, 2, ceil_mode=True),
+    "avg-ceil-padding": nn.AvgPool2d((3, 2), 2, padding=1, ceil_mode=True, count_include_pad=False),
+    "avg-divisor": nn.AvgPool2d(2, divisor_override=3),
+    "avg-functional": lambda x: F.avg_pool2d(x, (2, 3), stride=(1, 2)),
+    "adaptive-one": nn.AdaptiveAvgPool2d(1),
+    "adaptive": nn.AdaptiveAvgPool2d((3, 4)),
+    "adaptive-none": nn.AdaptiveAvgPool2d((None, 2)),
+    "adaptive-larger": nn.AdaptiveAvgPool2d((9, 8)),
+    "adaptive-same": nn.AdaptiveAvgPool2d((H, W)),
+    "mean-space": lambda x: x.mean((2, 3)),
+    "mean-keepdim": lambda x: x.mean([-2, -1], keepdim=True),
+    "mean-twice": lambda x: x.mean(-1).mean(-1),
+    "mean-channels": lambda x: torch.mean(x, dim=1),
+}
+
+SHAPES: dict[str, Middle] = {
+    "flatten": nn.Flatten(),
+    "flatten-some": lambda x: torch.flatten(x, 1, 2),
+    "view": lambda x: x.view(x.shape[0], -1),
+    "view-size": lambda x: x.view(x.size(0), 2, C // 2 * H, W),
+    "view-minus-one": lambda x: x.view(-1, C, H * W),
+    "reshape": lambda x: x.reshape(len(x), W, C * H),
+    "reshape-tuple": lambda x: torch.reshape(x, (-1, C * H, W)),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "permute-tuple": lambda x: torch.permute(x, (0, 3, 1, 2)),
+    "permute-then-dense": nn.Sequential(nn.Flatten(2), nn.Linear(H * W, 5)),
+    "transpose": lambda x: x.transpose(1, -1),
+    "swapaxes": lambda x: x.swapaxes(2, 3),
+    "channel-shuffle": lambda x: x.view(x.shape[0], 2, 2, H, W).transpose(1, 2).reshape(x.shape[0], C, H, W),
+    "squeeze": lambda x: x.mean(2, keepdim=True).squeeze(2),
+    "squeeze-all": lambda x: x.mean((2, 3), keepdim=True).squeeze(),
+    "squeeze-two": lambda x: x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1),
+    "unsqueeze": lambda x: x.unsqueeze(2),
+    "contiguous": lambda x: x.permute(0, 2, 3, 1).contiguous().view(x.shape[0], -1),
+    "clone": lambda x: x.clone(),
+    "channels-last": lambda x: x.to(memory_format=torch.channels_last).contiguous(memory_format=torch.channels_last),
+    "chunk": lambda x: x.chunk(2, 1)[1],
+    "chunk-uneven": lambda x: torch.chunk(x, 3, dim=2)[2],
+    "split": lambda x: torch.split(x, [1, 3], 1)[1],
+    "split-size": lambda x: x.split(3, dim=2)[1],
+    "split-all-read": lambda x: torch.cat([t.tanh() for t in reversed(x.split(1, 1))], 1),
+    "narrow": lambda x: x.narrow(1, 1, 2),
+    "narrow-from-the-end": lambda x: x.narrow(1, -3, 2),
+    "slice": lambda x: x[:, 1:3],
+    "slice-strided": lambda x: x[:, :, ::2, 1::3],
+    "slice-ellipsis": lambda x: x[..., 1:-1],
+    "slice-negative": lambda x: x[:, -2:, :-1],
+    "slices-overlap": lambda x: torch.cat([x[:, :3], x[:, 1:]], 1),
+    "permuted-channels": lambda x: x[:, [2, 0, 3, 1]],
+    "repeated-channels": lambda x: x[:, [2, 2, -1]],
+    "flip": lambda x: x.flip(1),
+    "flip-space": lambda x: torch.flip(x, [2, 3]),
+    "pad": lambda x: F.pad(x, (1, 2, 0, 3)),
+    "pad-value": lambda x: F.pad(x, (1, 0, 2, 1), value=0.7),
+    "pad-channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)),
+    "pad-negative": lambda x: F.pad(x, (-1, 2, 0, -2)),
+    "pad-reflect": lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"),
+    "pad-replicate": nn.ReplicationPad2d((1, 2, 0, 3)),
+    "pad-circular": lambda x: F.pad(x, (1, 0, 2, 3), mode="circular"),
+    "pad-zero-module": nn.ZeroPad2d((1, 0, 0, 1)),
+    "pad-module": nn.ConstantPad2d(1, -0.3),
+    "shortcut-a": lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)),
+    "identity": nn.Identity(),
+    "dropout": nn.Dropout(0.5),
+    "dropout2d": nn.Dropout2d(0.5),
+    "dropout-functional": lambda x: F.dropout(x, 0.9, training=False),
+}
+
+ARITHMETIC: dict[str, Middle] = {
+    "add": lambda x: x + x.flip(2),
+    "add-self": lambda x: x + x,
+    "add-alpha": lambda x: torch.add(x, x.flip(1), alpha=-0.3),
+    "add-number": lambda x: 0.5 + x,
+    "add-tensor": lambda x: x + torch.linspace(-1, 1, W, dtype=x.dtype),
+    "sub": lambda x: x.flip(3) - x * 0.5,
+    "sub-number": lambda x: x - 0.25,
+    "rsub-number": lambda x: 1 - x,
+    "rsub-tensor": lambda x: torch.ones(C, 1, 1, dtype=x.dtype) - x,
+    "torch-rsub": lambda x: torch.rsub(x, x.flip(1), alpha=2),
+    "neg": lambda x: -x,
+    "mul-number": lambda x: 3 * x * -0.5,
+    "mul-tensor": lambda x: x * torch.linspace(-1, 1, H, dtype=x.dtype)[:, None],
+    "mul-two": lambda x: x * x.flip(1),
+    "mul-self": lambda x: x * x,
+    "mul-broadcast": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "mul-broadcast-both": lambda x: x.mean(1, keepdim=True) * x.mean((2, 3), keepdim=True),
+    "mul-chunks": lambda x: torch.mul(*x.chunk(2, 1)),
+    "div-number": lambda x: x / 0.3,
+    "div-tensor": lambda x: torch.div(x, torch.linspace(1, 2, W, dtype=x.dtype)),
+    "cat": lambda x: torch.cat([x, x.flip(2), x[:, :1]], 1),
+    "cat-space": lambda x: torch.cat((x, x[..., :2]), dim=-1),
+    "concat": lambda x: torch.concat([x.sigmoid(), x], axis=1),
+    "softmax": lambda x: x.softmax(1),
+    "softmax-last": nn.Softmax(-1),
+    "log-softmax": lambda x: F.log_softmax(x, dim=1),
+    "attention-of-channels": lambda x: x * (3 * x.mean((2, 3), keepdim=True)).softmax(1),
+}
+
+
+@pytest.mark.parametrize("make", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolution(make: Callable[[], nn.Module]) -> None:
+    check(build(make()), sample())
+
+
+@pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)
+def test_batch_norm(make: Callable[[], nn.Module]) -> None:
+    check(build(make()), sample())
+
+
+@pytest.mark.parametrize("middle", POOLS.values(), ids=POOLS)
+def test_pooling(middle: Middle) -> None:
+    check(build(middle), sample())
+
+
+@pytest.mark.parametrize("middle", SHAPES.values(), ids=SHAPES)
+def test_shapes(middle: Middle) -> None:
+    check(build(middle), sample())
+
+
+@pytest.mark.parametrize("middle", ARITHMETIC.values(), ids=ARITHMETIC)
+def test_arithmetic(middle: Middle) -> None:
+    check(build(middle), sample())
+
+
+SMOOTH: dict[str, Middle] = {
+    "softplus": nn.Softplus(),
+    "softplus-beta": nn.Softplus(beta=5),
+    "softplus-functional": lambda x: F.softplus(x, beta=3.0),
+    "sigmoid": nn.Sigmoid(),
+    "sigmoid-method": lambda x: x.sigmoid(),
+    "sigmoid-inplace": lambda x: torch.sigmoid_(x.clone()),
+    "tanh": nn.Tanh(),
+    "tanh-functional": lambda x: F.tanh(x),
+    "tanh-inplace": lambda x: x.tanh_(),
+    "silu": nn.SiLU(),
+    "silu-inplace": nn.SiLU(inplace=True),
+    "silu-functional": lambda x: F.silu(x),
+    "gelu": nn.GELU(),
+    "gelu-tanh": nn.GELU(approximate="tanh"),
+    "gelu-functional": lambda x: F.gelu(x, approximate="tanh"),
+    "elu": nn.ELU(),
+    "elu-alpha-inplace": nn.ELU(0.5, inplace=True),
+    "elu-functional": lambda x: F.elu(x, 1.5),
+}
+
+RELUS: dict[str, Middle] = {
+    "relu": nn.ReLU(),
+    "relu-inplace": nn.ReLU(inplace=True),
+    "relu-functional": lambda x: F.relu(x),
+    "relu-functional-inplace": lambda x: F.relu(x, inplace=True),
+    "relu-function-inplace": lambda x: F.relu_(x),
+    "relu-torch": lambda x: torch.relu(x),
+    "relu-method": lambda x: x.relu(),
+    "relu-method-inplace": lambda x: x.relu_(),
+    "clamp": lambda x: x.clamp(min=0),
+    "clamp-min": lambda x: torch.clamp_min(x, 0),
+    "relu6": nn.ReLU6(),
+    "relu6-inplace": nn.ReLU6(inplace=True),
+    "relu6-functional": lambda x: F.relu6(x),
+    "hardtanh": nn.Hardtanh(0.0, 6.0),
+    "hardtanh-functional": lambda x: F.hardtanh(x, 0.0, 6.0),
+    "hardtanh-named": lambda x: F.hardtanh(x, min_val=0.0, max_val=6.0),
+    "clamp-six": lambda x: torch.clamp(x, 0, 6),
+    "leaky": nn.LeakyReLU(),
+    "leaky-slope": nn.LeakyReLU(0.3, inplace=True),
+    "leaky-functional": lambda x: F.leaky_relu(x, 0.2),
+}
+
+
+class Wide(nn.Module):
+    """Spread the sandwich's values over [-6, 10], so that both kinks of a ReLU6 lie inside."""
+
+    def __init__(self, act: Middle) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.3 * self.act(8 * x + 2)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("act", SMOOTH.values(), ids=SMOOTH)
+def test_smooth_activation(act: Middle, backend: str) -> None:
+    if fastxai.available()[backend]:
+        pytest.skip(fastxai.available()[backend])
+    with fastxai.backend(backend):
+        check(build(Wide(act)), sample())
+
+
+@pytest.mark.parametrize("kind", ["softplus", "curvature"])
+@pytest.mark.parametrize("act", RELUS.values(), ids=RELUS)
+def test_relu_like_activation(act: Middle, kind: str) -> None:
+    model = build(Wide(act))
+    check(model, sample())
+    check(model, sample(), beta=0.7, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["softplus", "curvature"])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2)], ids=["max", "overlap", "avg"])
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.LeakyReLU(-0.2), nn.SiLU()], ids=repr)
+def test_pool_behind_activation(act: nn.Module, pool: nn.Module, kind: str) -> None:
+    check(build(nn.Sequential(conv(5, 3), nn.BatchNorm2d(5), act, pool)), sample(), beta=2.0, kind=kind)
+
+
+class Blocks(nn.Module):
+    """Small modules that read an activation twice, share weights, or gate."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.b = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 3, padding=1, bias=False)
+        self.bn, self.act = nn.BatchNorm2d(C), nn.ReLU(inplace=True)
+        self.down, self.up = nn.Linear(C, 2), nn.Linear(2, C)
+        self.scale, self.shift = nn.Parameter(torch.randn(C, 1, 1)), nn.Parameter(torch.randn(1, C, 1, 1))
+        self.gain = nn.Parameter(torch.tensor(0.7))
+        if kind == "tied":
+            self.b.weight = self.a.weight
+        if kind == "weight-norm":
+            self.a = parametrizations.weight_norm(self.a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.kind:
+            case "residual":
+                return self.act(self.bn(self.b(self.act(self.a(x)))) + x)
+            case "residual-inplace":
+                y = self.a(x)
+                y += x
+                return self.act(y)
+            case "pre-activation":
+                return x + self.a(self.act(self.bn(x)))
+            case "two-branches":
+                return self.act(self.a(x) + self.bn(self.b(x)))
+            case "shared-module":
+                return self.a(self.act(self.a(self.act(self.a(x)))))
+            case "norm-of-two-readers":
+                y = self.a(x)
+                return self.bn(y) + y.tanh()
+            case "bias-of-two-readers":
+                y = self.a(x)
+                return self.act(y) * y
+            case "squeeze-excite":
+                gate = self.up(torch.tanh(self.down(x.mean((2, 3)))))
+                return x * torch.sigmoid(gate)[:, :, None, None] if self.training else x * gate.sigmoid().view(-1, C, 1, 1)
+            case "parameters":
+                return self.gain * (self.scale * x + self.shift) - self.scale / 3
+            case "stacked":
+                return torch.cat([self.a(x), self.act(self.b(x))], 1)
+            case _:
+                return self.b(self.act(self.a(x)))
+
+
+BLOCKS = (
+    "residual residual-inplace pre-activation two-branches shared-module norm-of-two-readers bias-of-two-readers "
+    "squeeze-excite parameters stacked tied weight-norm"
+).split()
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_block(kind: str) -> None:
+    check(build(Blocks(kind)), sample(), beta=3.0)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_block_under_the_curvature_surrogate(kind: str, n: int) -> None:
+    check(build(Blocks(kind)), sample(n), beta=3.0, kind="curvature")
+
+
+@pytest.mark.parametrize("head", [nn.Softmax(1), nn.LogSoftmax(dim=-1), nn.Tanh(), nn.ReLU6()], ids=repr)
+def test_head(head: nn.Module) -> None:
+    check(nn.Sequential(build(nn.ReLU()), head), sample(), beta=2.0)
+
+
+def test_dense_network() -> None:
+    model = randomise(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6, bias=False), nn.ELU(), nn.Linear(6, 3)))
+    check(model.double(), sample()[:, 0, 0, :5], beta=2.0)
+
+
+def test_sequences_of_vectors() -> None:
+    layers = (nn.Linear(W, 5), nn.GELU(), nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Flatten(), nn.Linear(H * 4, 3))
+    check(randomise(nn.Sequential(*layers)).double(), sample()[:, 0])
+
+
+class Preparing(nn.Module):
+    """Input preparation inside the model, as Caffe's networks want it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flip(1) * 2.55 - x.new_tensor([1.04, 1.17]).view(1, 2, 1, 1)
+        return self.model((x - 0.5) / 0.25)
+
+
+def test_preparation_inside_the_model() -> None:
+    model = build(conv(5, 3, padding=1))
+    check(Preparing(model), sample(), beta=2.0)
+
+
+@pytest.mark.parametrize("mean, std", [([0.3, -0.2], None), (None, (0.5, 2.0)), (torch.tensor([0.1, 0.4]), [0.3, 0.6])])
+def test_preparation_by_compile(mean: object, std: object) -> None:
+    model, x, target = build(conv(5, 3, padding=1)), sample(), torch.tensor([0, 2, 1])
+
+    def prepared(x: Tensor) -> Tensor:
+        for values, op in ((mean, torch.sub), (std, torch.div)):
+            if values is not None:
+                x = op(x, torch.as_tensor(values, dtype=x.dtype).view(2, 1, 1))
+        return model(x)
+
+    net = fastxai.compile(model, mean=mean, std=std)  # type: ignore[arg-type]
+    g, hv = hvp(prepared, x, directions(x, 2), target)
+    assert net.report(x).engine
+    assert error(net(x), prepared(x)) < 1e-12
+    assert error(net.gradient(x, target), g) < 1e-12
+    assert error(net.hvp(x, directions(x, 2), target), hv, 2) < 1e-11
+    for want, got in zip(
+        through_autograd(model, prepared, x, target), through_engine(model, net, x, target), strict=True
+    ):
+        assert float((got - want).norm()) <= 1e-11 * float(want.norm()) + 1e-13
+
+
+def test_only_the_parameters_that_want_a_gradient_get_one() -> None:
+    model, x = build(Blocks("residual")), sample()
+    model.stem.weight.requires_grad_(False)
+    net = fastxai.compile(model, surrogate="curvature", beta=2.0)
+    loss(*net.differentiable_gradient(x, 1)).backward()
+    assert model.stem.weight.grad is None and model.stem.bias.grad is not None
+    for p in model.parameters():
+        p.grad = None
+    x = x.requires_grad_()
+    loss(*net.differentiable_gradient(x, 1, parameters=False)).backward()
+    assert x.grad is not None and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["residual", "squeeze-excite", "tied", "parameters"])
+def test_gradcheck_of_the_map_in_the_input_and_every_parameter(kind: str) -> None:
+    model = build(Blocks(kind))
+    net = fastxai.compile(model).with_activation("softplus", beta=2.0)
+
+    def heat_and_scores(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        net.refresh()  # gradcheck perturbs through .data
+        return net.differentiable_gradient(x, 1)
+
+    inputs = (sample(2).requires_grad_(), *model.parameters())
+    assert torch.autograd.gradcheck(heat_and_scores, inputs, fast_mode=True)
+
+
+def test_a_map_is_differentiated_once() -> None:
+    net = fastxai.compile(build(nn.Tanh()))
+    x = sample().requires_grad_()
+    heat, _ = net.differentiable_gradient(x, 1)
+    (g,) = torch.autograd.grad(heat.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="fallback"):
+        g.sum().backward()
+
+
+def test_gradient_of_a_gradient_matches_through_the_fallback() -> None:
+    model, x = build(nn.Tanh()), sample()
+    net = fastxai.compile(model, fallback=True)
+    want, got = through_autograd(model, model, x, torch.tensor([0, 1, 2])), through_engine(model, net, x, torch.arange(3))
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(want, got, strict=True))
+    assert error(net.gradient(x, 1), gradient(model, x, 1)) < 1e-14
