@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,17 +19,18 @@ from fastxai.kernels.activation import Activation
 __all__ = ["Graph", "Input", "build", "builds", "same"]
 
 Builder = Callable[..., Node | Sequence[Node]]
+B = TypeVar("B", bound=Builder)
 _BUILDERS: dict[str, Builder] = {}
 
 
-def builds(*names: str) -> Callable[[Builder], Builder]:
+def builds(*names: str) -> Callable[[B], B]:
     """Register a builder for torch functions of these names (in-place forms included).
 
     The builder gets the recorded arguments, with a Node for each tensor that depends on the input and an Expr for each
     that does not, and returns the node (or one node per output).
     """
 
-    def register(builder: Builder) -> Builder:
+    def register(builder: B) -> B:
         for name in names:
             _BUILDERS[name] = builder
         return builder

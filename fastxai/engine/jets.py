@@ -93,7 +93,7 @@ class Node(ABC):
     def __init__(self, inputs: Sequence[Node], shape: Sequence[int], params: Sequence[Expr] = ()) -> None:
         self.inputs = list(inputs)
         self.shape = tuple(shape)
-        self.params = list(params)
+        self.params: list[Expr] = list(params)
         self.path = ""
         self.index = self.slot = -1
         self.owns_input = self.owns_cotangent = False
@@ -117,7 +117,7 @@ class Node(ABC):
 
 
 class Linear(Node):
-    """A node that acts on each component alone; subclasses give ``apply``, ``transpose`` and perhaps ``weight_grad``."""
+    """A node that acts on each component alone; a subclass gives ``apply``, ``transpose``, perhaps ``weight_grad``."""
 
     @abstractmethod
     def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
@@ -163,19 +163,19 @@ class Curved(Node):
 
     @abstractmethod
     def value(self, xs: Sequence[Tensor]) -> Tensor:
-        """y = f(x)."""
+        """The value y = f(x)."""
 
     @abstractmethod
     def tangent(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor]) -> Tensor:
-        """Df v."""
+        """The tangent Df v."""
 
     @abstractmethod
     def cotangent(self, xs: Sequence[Tensor], y: Tensor, nu: Tensor) -> list[Tensor]:
-        """Df^T nu, one per input."""
+        """The cotangents Df^T nu, one per input."""
 
     @abstractmethod
     def curvature(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor], nu: Tensor) -> list[Tensor]:
-        """(D_v Df)^T nu, one per input."""
+        """The second-order terms (D_v Df)^T nu, one per input."""
 
     def push(self, s: Sweep, *xs: Tensor) -> Tensor:
         """Push value and tangents; remember the primal inputs, the output and the tangents."""

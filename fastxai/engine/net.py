@@ -66,8 +66,7 @@ class _Core:
         return x if self.std is None else x / self._constant(self.std, x)
 
     def _constant(self, values: Tensor, x: Tensor) -> Tensor:
-        where = "cpu" if x.device.type == "meta" else x.device
-        return values.to(where, x.dtype).view(-1, *[1] * (x.dim() - 2))
+        return values.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 2))
 
     def runtime(self, shape: tuple[int, ...], dtype: torch.dtype, second: str) -> tuple[Runtime | None, Report]:
         """Return the runtime for inputs of this shape (None: autograd) and its report."""
@@ -141,8 +140,8 @@ class Net:
         Weights and compiled graphs are shared, so a view costs nothing. ``target=None`` keeps meaning the class that
         the model as given predicts.
 
-        >>> smooth = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())).with_activation("softplus", beta=2.0)
-        >>> smooth.beta
+        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()))
+        >>> net.with_activation("softplus", beta=2.0).beta
         2.0
         """
         return Net(self._core, activation, beta, None, self.base)
@@ -236,7 +235,7 @@ class Net:
         Raises:
             TypeError, ValueError: as for ``gradient``; v's shape does not fit.
 
-        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Softplus(), torch.nn.Linear(4, 2)))
+        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Softplus()))
         >>> net.hvp(torch.zeros(5, 4), torch.ones(3, 5, 4), 0).shape
         torch.Size([3, 5, 4])
         """
@@ -294,7 +293,7 @@ class Net:
         if target is not None and chosen is not None and chosen.numel():
             low, high = torch.stack([chosen.min(), chosen.max()]).tolist()
             classes = self._classes(run, x)
-            _check.require(0 <= low and high < classes, "target", f"lie in 0 .. {classes - 1}", f"{low} .. {high}")
+            _check.require(low >= 0 and high < classes, "target", f"lie in 0 .. {classes - 1}", f"{low} .. {high}")
         return chosen
 
     def report(self, x: Tensor | Sequence[int] | None = None) -> Report:
@@ -333,7 +332,8 @@ def compile(
 
     Args:
         model: maps [N, ...] to scores [N, K]; evaluated in eval mode always, its weights shared.
-        mean, std: per channel; the net then takes x and feeds the model (x - mean) / std. Maps are in x's space.
+        mean: per channel; the net then takes x and feeds the model (x - mean) / std. Maps are in x's space.
+        std: per channel, positive.
         activation: None keeps the model's own; "softplus" replaces ReLU-like ones by softplus_beta.
         beta: sharpness of the softplus, or of the curvature surrogate; > 0.
         surrogate: how ReLU-like activations bend at order 1: "curvature" ([F]: s'' = beta p(1-p), forward and map are

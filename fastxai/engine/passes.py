@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from fastxai.engine.graph import Node
+from fastxai.engine.graph import Input
+from fastxai.engine.jets import Node
 from fastxai.engine.nodes.activation import Activate
 from fastxai.engine.nodes.add import Add
 from fastxai.engine.nodes.bias import Bias
@@ -26,11 +27,11 @@ class _Editor:
     """The graph under change: who reads whom."""
 
     def __init__(self, output: Node) -> None:
-        self.output = Bias.__new__(Bias)  # a reader of the output, so that the output can be replaced like any node
-        self.output.inputs = [output]
+        self.output: Node = Input([output], ())  # a reader of the output, so that the output can be replaced too
         self.readers: dict[Node, list[Node]] = {}
         self.nodes: list[Node] = []
-        stack, seen = [self.output], set()
+        stack: list[Node] = [self.output]
+        seen: set[Node] = set()
         while stack:
             node = stack.pop()
             if node in seen:

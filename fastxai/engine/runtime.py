@@ -103,7 +103,9 @@ class Runtime:
         scores[rows] = self.graph.up(s, x)
         chosen = scores[rows].argmax(1) if target is None else target[rows]
         seed = torch.zeros_like(scores[rows]).scatter_(1, chosen[:, None], 1)
-        out[rows] = self.graph.down(s, seed)
+        gradient = self.graph.down(s, seed)
+        assert gradient is not None
+        out[rows] = gradient
 
     @numeric
     def hvp(self, x: Tensor, v: Tensor, target: Tensor | None, acts: Activations) -> tuple[Tensor, Tensor]:

@@ -158,7 +158,7 @@ class Weights:
 
 
 def _into_place(old: Any, new: Any, shared: set[int]) -> Any:
-    """Copy new derived weights into the storage of the old ones, so that captured graphs see them; share the model's."""
+    """Copy new derived weights into the storage of the old, where captured graphs see them; share the model's own."""
 
     def settle(new: Any, old: Any) -> Any:
         fits = isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastxai.engine.graph import builds
@@ -70,7 +70,7 @@ class Activate(Node):
         return kernel.pull_primal(act, memory.kept, memory.a_v, memory.nu_v, nu)
 
 
-def _floating(a: Node, name: str, **settings: float) -> Node:
+def _floating(a: Node, name: str, **settings: Any) -> Node:
     if not isinstance(a, Node):
         raise Unsupported("its input does not depend on the network's input")
     return Activate(a, kernel.Activation(name, **settings))

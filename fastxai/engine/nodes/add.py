@@ -26,11 +26,11 @@ class Add(Linear):
         super().__init__([a, same(b, a.shape)], a.shape)
 
     def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
-        """The sum."""
+        """Return the sum."""
         return xs[0] + xs[1]
 
     def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
-        """Nu to both."""
+        """Pass nu to both."""
         return [nu, nu]
 
 

@@ -50,7 +50,7 @@ class AdaptiveAvgPool(Linear):
 
     def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
         """Average."""
-        return F.adaptive_avg_pool2d(xs[0], self.shape[1:])
+        return F.adaptive_avg_pool2d(xs[0], (self.shape[1], self.shape[2]))
 
     def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
         """Spread each cotangent over its window."""

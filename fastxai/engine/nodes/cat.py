@@ -36,11 +36,10 @@ class Cat(Linear):
 
 @builds("cat", "concat", "concatenate")
 def _build(tensors: Any, dim: int = 0, axis: int | None = None) -> Node:
-    axis = dim if axis is None else axis
     tensors = list(tensors)
     if not all(isinstance(t, Node) for t in tensors):
         raise Unsupported("it concatenates a constant")
-    axis %= tensors[0].dim
-    if axis == 0:
+    along = (dim if axis is None else axis) % tensors[0].dim
+    if along == 0:
         raise Unsupported("it concatenates along the batch")
-    return Cat(tensors, axis)
+    return Cat(tensors, along)

@@ -40,7 +40,7 @@ class Conv2d(Linear):
         self.geometry = (stride, padding, dilation, groups)
 
     def prepare(self, *params: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return W in channels-last, and its flipped transpose where that makes the transpose an ordinary convolution."""
+        """Return W in channels-last, and flipped and transposed where that turns the transpose into a convolution."""
         weight = params[0].contiguous(memory_format=torch.channels_last)
         stride, padding, dilation, groups = self.geometry
         reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
@@ -56,7 +56,7 @@ class Conv2d(Linear):
     def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
         """The transposed convolution."""
         weight, flipped = s.prepared[self.index]
-        stride, padding, dilation, groups = self.geometry
+        _, padding, dilation, _ = self.geometry
         if flipped is not None:
             reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
             return [torch.conv2d(nu, flipped, None, 1, reach, dilation)]

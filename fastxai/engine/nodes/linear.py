@@ -21,15 +21,15 @@ class Dense(Linear):
         super().__init__([x], (*x.shape[:-1], shape_of(weight)[0]), [weight])
 
     def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
-        """x W^T."""
+        """Return x W^T."""
         return torch.nn.functional.linear(xs[0], s.prepared[self.index][0])
 
     def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
-        """Nu W."""
+        """Return nu W."""
         return [torch.matmul(nu, s.prepared[self.index][0])]
 
     def weight_grad(self, s: Sweep, mu: Tensor, x: Tensor) -> Tensor:
-        """mu^T x over all rows."""
+        """Return mu^T x, summed over all rows."""
         return mu.flatten(0, -2).t() @ x.flatten(0, -2)
 
 

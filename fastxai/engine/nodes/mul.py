@@ -27,19 +27,19 @@ class Mul(Curved):
         super().__init__([a, b], torch.broadcast_shapes(a.shape, b.shape))
 
     def value(self, xs: Sequence[Tensor]) -> Tensor:
-        """A b."""
+        """Return a b."""
         return xs[0] * xs[1]
 
     def tangent(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor]) -> Tensor:
-        """a_v b + a b_v."""
+        """Return a_v b + a b_v."""
         return vs[0] * xs[1] + xs[0] * vs[1]
 
     def cotangent(self, xs: Sequence[Tensor], y: Tensor, nu: Tensor) -> list[Tensor]:
-        """Nu b and nu a."""
+        """Return nu b and nu a."""
         return [self._sum(nu * xs[1], 0), self._sum(nu * xs[0], 1)]
 
     def curvature(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor], nu: Tensor) -> list[Tensor]:
-        """Nu b_v and nu a_v."""
+        """Return nu b_v and nu a_v."""
         return [self._sum(nu * vs[1], 0), self._sum(nu * vs[0], 1)]
 
     def _sum(self, product: Tensor, which: int) -> Tensor:
@@ -62,9 +62,6 @@ def _mul(input: Any, other: Any) -> Node:
 def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Node:
     if not isinstance(input, Node) or isinstance(other, Node) or rounding_mode is not None:
         raise Unsupported("it divides by something that depends on the input, or rounds")
-    if isinstance(other, (int, float)):
-        other = 1.0 / other
-    else:
-        other = Apply(torch.reciprocal, (other,), {})
+    other = 1.0 / other if isinstance(other, (int, float)) else Apply(torch.reciprocal, (other,), {})
     expr, channel = constant(other, input)
     return Scale(input, expr, channel=channel)

@@ -28,11 +28,11 @@ class Scale(Linear):
         return per_channel(params[0], self.dim) if self.channel else params[0]
 
     def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
-        """c x."""
+        """Return c x."""
         return xs[0] * s.prepared[self.index]
 
     def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
-        """c nu."""
+        """Return c nu."""
         return [nu * s.prepared[self.index]]
 
     def weight_grad(self, s: Sweep, mu: Tensor, x: Tensor) -> Tensor:

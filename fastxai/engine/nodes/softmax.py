@@ -27,19 +27,19 @@ class Softmax(Curved):
         self.axis = axis - x.dim  # counted from the end, so that directions may lead
 
     def value(self, xs: Sequence[Tensor]) -> Tensor:
-        """p."""
+        """Return p."""
         return xs[0].softmax(self.axis)
 
     def tangent(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor]) -> Tensor:
-        """C(v)."""
+        """Return C(v)."""
         return covariance(y, vs[0], self.axis)
 
     def cotangent(self, xs: Sequence[Tensor], y: Tensor, nu: Tensor) -> list[Tensor]:
-        """C(nu), C being symmetric."""
+        """Return C(nu), C being symmetric."""
         return [covariance(y, nu, self.axis)]
 
     def curvature(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor], nu: Tensor) -> list[Tensor]:
-        """D_v C(nu) = q nu - q (p.nu) - p (q.nu), q = C(v)."""
+        """Return D_v C(nu) = q nu - q (p.nu) - p (q.nu), q = C(v)."""
         q = covariance(y, vs[0], self.axis)
         p_nu, q_nu = (y * nu).sum(self.axis, keepdim=True), (q * nu).sum(self.axis, keepdim=True)
         return [q * (nu - p_nu) - y * q_nu]
@@ -53,19 +53,19 @@ class LogSoftmax(Curved):
         self.axis = axis - x.dim
 
     def value(self, xs: Sequence[Tensor]) -> Tensor:
-        """log p."""
+        """Return log p."""
         return xs[0].log_softmax(self.axis)
 
     def tangent(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor]) -> Tensor:
-        """v - p.v."""
+        """Return v - p.v."""
         return vs[0] - (y.exp() * vs[0]).sum(self.axis, keepdim=True)
 
     def cotangent(self, xs: Sequence[Tensor], y: Tensor, nu: Tensor) -> list[Tensor]:
-        """Nu - p sum(nu)."""
+        """Return nu - p sum(nu)."""
         return [nu - y.exp() * nu.sum(self.axis, keepdim=True)]
 
     def curvature(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor], nu: Tensor) -> list[Tensor]:
-        """-C(v) sum(nu)."""
+        """Return -C(v) sum(nu)."""
         return [-covariance(y.exp(), vs[0], self.axis) * nu.sum(self.axis, keepdim=True)]
 
 
