@@ -10,8 +10,8 @@ because Triton's default for it changes between releases.
 Launch: a 1-D grid over the elements of one component, ``BLOCK`` elements a program, and as many warps as give each
 thread one 16-byte access per tensor (8 for float32, 4 for 2-byte storage). Integer arguments keep Triton's
 specialisation on multiples of 16 (without it accesses are scalar: it is the element count that tells that component s
-starts on a 16-byte boundary) and on 1 (channels-last bias: no division; one direction: no loop). Values such as beta
-are plain floats: no recompilation.
+starts on a 16-byte boundary) and on 1 (channels-last bias: no division). The activation, the number of directions and
+a pool's geometry are compile-time; values such as beta are plain floats, so that a growing beta recompiles nothing.
 """
 
 from __future__ import annotations

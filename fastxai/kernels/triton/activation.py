@@ -57,6 +57,13 @@ def _negative(x):
 
 
 @triton.jit
+def _with_sign(magnitude, x):
+    """The magnitude with x's sign bit, -0.0 included, which ``-magnitude`` (0 - magnitude in Triton 3.6) loses."""
+    bits = magnitude.to(tl.int32, bitcast=True) | (x.to(tl.int32, bitcast=True) & -2147483648)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _exp_parts(hi, lo):
     """(exp(-z), 1 - exp(-z)) for z = hi + lo in [0, 110]: z = n ln2 - t with |t| < 0.36, exp(t) - 1 by its series."""
     n = tl.floor(hi * _LOG2_E + 0.5)
@@ -190,8 +197,7 @@ def _value(a, beta_head, beta_tail, alpha, ACT: tl.constexpr):
     if ACT == _SOFTPLUS:
         e = _exp_beta(a, beta_head, beta_tail)
         y = tl.where(a > 0, a, 0.0) + _log1p_unit(e) * (1.0 / (beta_head + beta_tail))
-        q = e / (1.0 + e)
-        kept = tl.where(_negative(a), -q, q)
+        kept = _with_sign(e / (1.0 + e), a)
     elif ACT == _SIGMOID:
         q, _ = _sigmoid_parts(a)
         y = tl.where(a > 0, 1.0 - q, q)
@@ -229,7 +235,6 @@ def _push_kernel(
     a,
     bias,
     size,
-    directions,
     channels,
     inner,
     beta_head,
@@ -237,6 +242,7 @@ def _push_kernel(
     alpha,
     ACT: tl.constexpr,
     CURVED: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -249,7 +255,7 @@ def _push_kernel(
     value, keep = _value(primal, beta_head, beta_tail, alpha, ACT)
     d1, _ = _slopes(keep, beta_head, beta_tail, alpha, ACT, CURVED)
     y_v = y
-    for _ in range(directions):
+    for _ in range(DIRECTIONS):
         a += size
         y_v += size
         tl.store(y_v + at, d1 * tl.load(a + at, mask).to(tl.float32), mask)
@@ -267,19 +273,19 @@ def _pull_kernel(
     nu_v,
     nu_0,
     size,
-    directions,
     beta_head,
     beta_tail,
     alpha,
     ACT: tl.constexpr,
     CURVED: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     d1, d2 = _slopes(tl.load(kept + at, mask).to(tl.float32), beta_head, beta_tail, alpha, ACT, CURVED)
     tangent = tl.load(nu_v + at, mask).to(tl.float32)
-    for _ in range(directions):
+    for _ in range(DIRECTIONS):
         mu = tl.zeros_like(tangent)
         if nu_0 is not None:
             mu = d1 * tl.load(nu_0 + at, mask).to(tl.float32)
@@ -312,8 +318,8 @@ def push(
     channels, inner = (1, 1) if bias is None else (a.shape[1], a.stride(1))
     bias = bias if bias is None else bias.contiguous()
     launch(
-        _push_kernel, size, a, y, kept, a, bias, size, directions, channels, inner, *_numbers(act),
-        ACT=act.code, CURVED=act.second == "curvature", WIDE=wide(size),
+        _push_kernel, size, a, y, kept, a, bias, size, channels, inner, *_numbers(act),
+        ACT=act.code, CURVED=act.second == "curvature", DIRECTIONS=directions, WIDE=wide(size),
     )  # fmt: skip
     return y, kept
 
@@ -329,8 +335,8 @@ def _pull(
     """Fill out = (mu_v or None, mu_0) from nu = (nu_v, nu_0 or None)."""
     size = kept.numel()
     launch(
-        _pull_kernel, size, kept, *out, kept, None if act.flat else a_v, *nu, size, directions, *_numbers(act),
-        ACT=act.code, CURVED=act.second == "curvature",
+        _pull_kernel, size, kept, *out, kept, None if act.flat else a_v, *nu, size, *_numbers(act),
+        ACT=act.code, CURVED=act.second == "curvature", DIRECTIONS=directions,
     )  # fmt: skip
 
 

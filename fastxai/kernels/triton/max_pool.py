@@ -53,12 +53,12 @@ def _push_kernel(
     x,
     size,
     x_size,
-    components,
     channels,
     height,
     width,
     out_height,
     out_width,
+    COMPONENTS: tl.constexpr,
     GIVEN: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
@@ -103,7 +103,7 @@ def _push_kernel(
         tl.store(y + at, best, mask)
         source += x_size
         y += size
-    for _ in range(components if GIVEN else components - 1):
+    for _ in range(COMPONENTS if GIVEN else COMPONENTS - 1):
         tl.store(y + at, tl.load(source, inside, 0.0), mask)
         source += x_size
         y += size
@@ -116,12 +116,12 @@ def _pull_kernel(
     index,
     size,
     nu_size,
-    components,
     channels,
     height,
     width,
     out_height,
     out_width,
+    COMPONENTS: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
     SH: tl.constexpr,
@@ -142,7 +142,7 @@ def _pull_kernel(
     n, c, h, w = _place(at, channels, height, width, LAST, WIDE)
     h += PH
     w += PW
-    for _ in range(components):
+    for _ in range(COMPONENTS):
         total = tl.zeros((BLOCK,), tl.float32)
         for window in tl.range(0, ROWS * COLS, loop_unroll_factor=UNROLL):  # pyright: ignore
             # the window (row, col) starts `down`, `right` above and left of this element
@@ -187,8 +187,9 @@ def push(x: Tensor, window: Window, components: int = 1, index: Tensor | None = 
     where = index if index is not None else _empty(rows // components, x, out, torch.uint8)
     size, x_size = where.numel(), x.numel() // components
     launch(
-        _push_kernel, size, x, y, where, x, size, x_size, components, x.shape[1], height, width, *out,
-        GIVEN=given, **_geometry(window), UNROLL=min(window.kernel[0] * window.kernel[1], _UNROLLED),
+        _push_kernel, size, x, y, where, x, size, x_size, x.shape[1], height, width, *out,
+        COMPONENTS=components, GIVEN=given, **_geometry(window),
+        UNROLL=min(window.kernel[0] * window.kernel[1], _UNROLLED),
         LAST=is_channels_last(x), WIDE=wide(max(size, x_size)),
     )  # fmt: skip
     return y, where
@@ -197,13 +198,13 @@ def push(x: Tensor, window: Window, components: int = 1, index: Tensor | None = 
 def pull(nu: Tensor, window: Window, index: Tensor, size: tuple[int, int]) -> Tensor:
     """Sum every component's cotangents at the position that won; see ``fastxai.kernels.max_pool.pull``."""
     mu = _empty(nu.shape[0], nu, size)
-    components = nu.shape[0] // max(index.shape[0], 1)
+    components = nu.shape[0] // index.shape[0] if index.shape[0] else 1
     part = mu.numel() // components
     # windows that can cover one element, along each axis
     rows, cols = (d * (k - 1) // s + 1 for k, s, d in zip(window.kernel, window.stride, window.dilation, strict=True))
     launch(
-        _pull_kernel, part, nu, mu, nu, index, part, index.numel(), components, nu.shape[1], *size, *nu.shape[2:],
-        **_geometry(window), ROWS=rows, COLS=cols, UNROLL=min(rows * cols, _UNROLLED),
+        _pull_kernel, part, nu, mu, nu, index, part, index.numel(), nu.shape[1], *size, *nu.shape[2:],
+        COMPONENTS=components, **_geometry(window), ROWS=rows, COLS=cols, UNROLL=min(rows * cols, _UNROLLED),
         LAST=is_channels_last(nu), WIDE=wide(max(part, index.numel())),
     )  # fmt: skip
     return mu

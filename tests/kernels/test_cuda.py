@@ -1,0 +1,113 @@
+"""The compiled CUDA launchers, and on a GPU the same table as the interpreted Triton kernels for both GPU backends."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from kernels import device_checks as checks
+
+import fastxai
+from fastxai import _backend
+from fastxai.kernels import activation as jets
+from fastxai.kernels import max_pool
+from fastxai.kernels.activation import Activation
+
+BACKENDS = ("triton", "cuda")
+LAUNCHERS = ("cuda_activation_push", "cuda_activation_pull", "cuda_activation_pull_primal")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    reason = fastxai.available()[request.param]
+    if reason:
+        pytest.skip(f"backend {request.param!r}: {reason}")
+    return request.param
+
+
+def test_launchers_are_in_the_extension_if_it_was_built_with_cuda() -> None:
+    module = _backend.extension()
+    assert isinstance(module, ModuleType), module
+    assert [hasattr(module, name) for name in LAUNCHERS] == [module.has_cuda] * 3
+
+
+def test_an_unusable_gpu_backend_says_why() -> None:
+    for name in BACKENDS:
+        reason = fastxai.available()[name]
+        usable = torch.cuda.is_available() and (name == "triton" or _backend.extension().has_cuda)
+        assert (reason == "") == usable and (usable or "CUDA" in reason or "triton" in reason)
+
+
+@pytest.mark.parametrize("dtype", list(checks.STORAGE), ids=str)
+@pytest.mark.parametrize("directions", [0, 1, 3])
+@pytest.mark.parametrize("act", checks.ACTIVATIONS, ids=checks.title)
+def test_activation(backend: str, act: Activation, directions: int, dtype: torch.dtype) -> None:
+    for case in (*checks.CASES, ((3, 7, 19, 23), False, True), ((4, 32, 33, 33), True, True)):
+        checks.check_activation(backend, "cuda", act, directions, dtype, case)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 333.3])
+def test_softplus_tails(backend: str, beta: float) -> None:
+    checks.check_softplus_tails(backend, "cuda", beta)
+
+
+def test_special_values(backend: str) -> None:
+    checks.check_special_values(backend, "cuda")
+
+
+def test_empty(backend: str) -> None:
+    checks.check_empty(backend, "cuda")
+
+
+@pytest.mark.parametrize("dtype", list(checks.STORAGE), ids=str)
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize(("window", "size"), checks.WINDOWS, ids=str)
+def test_max_pool(
+    backend: str, window: checks.Window, size: tuple[int, int], dtype: torch.dtype, components: int
+) -> None:
+    checks.check_max_pool(backend, "cuda", window, size, dtype, components)
+
+
+def test_more_elements_than_one_grid(backend: str) -> None:
+    """The CUDA kernels stride over what exceeds their grid; the last element must be reached."""
+    a = torch.randn(2, 1 << 23, device="cuda")
+    with fastxai.backend(backend):
+        y, kept = jets.push(Activation("softplus", 3.0), a, 1)
+        mu = jets.pull(Activation("softplus", 3.0), kept, a[1:], a, 1)
+    with fastxai.backend("reference"):
+        want = jets.push(Activation("softplus", 3.0), a.double(), 1)
+        want_mu = jets.pull(Activation("softplus", 3.0), want[1], a[1:].double(), a.double(), 1)
+    torch.testing.assert_close((y.double(), mu.double()), (want[0], want_mu), rtol=1e-5, atol=1e-5)
+
+
+def test_memory_that_is_not_16_byte_aligned(backend: str) -> None:
+    act, a = Activation("softplus", 3.0), torch.randn(2 * 64 + 1, device="cuda")
+    with fastxai.backend(backend):
+        y, kept = jets.push(act, a[1:].view(2, 64), 1)
+        want, want_kept = jets.push(act, a[1:].view(2, 64).clone(), 1)
+        mu = jets.pull(act, kept, a[1:65].view(1, 64), a[1:].view(2, 64), 1)
+        want_mu = jets.pull(act, want_kept, a[1:65].view(1, 64).clone(), a[1:].view(2, 64).clone(), 1)
+    torch.testing.assert_close((y, kept, mu), (want, want_kept, want_mu), rtol=1e-6, atol=1e-6)
+
+
+def test_capture_in_a_cuda_graph_on_a_side_stream(backend: str) -> None:
+    """No launch synchronises, allocates outside PyTorch or strays from the current stream."""
+    act, window = Activation("softplus", 3.0), max_pool.Window((2, 2), (2, 2))
+    x = torch.randn(4, 16, 8, 8, device="cuda").contiguous(memory_format=torch.channels_last)
+
+    def step() -> torch.Tensor:
+        with fastxai.backend(backend):
+            y, kept = jets.push(act, x, 1)
+            pooled, index = max_pool.push(y, window, 2)
+            nu = max_pool.pull(pooled, window, index, (8, 8))
+            return jets.pull(act, kept, x[2:], nu, 1)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.copy_(torch.randn_like(x))
+    want = step()
+    graph.replay()
+    torch.testing.assert_close(captured, want, rtol=0, atol=0)

@@ -1,0 +1,86 @@
+"""The Triton kernels without a GPU: interpreted on the CPU in a process of their own, and compiled for Hopper."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastxai
+from fastxai.kernels import activation as jets
+from fastxai.kernels.activation import NAMES, Activation
+
+triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+POINTERS = ("y", "kept", "a", "x", "mu", "mu_v", "mu_0", "a_v", "nu", "nu_v", "nu_0")
+HERE = Path(__file__).parent
+CONSTANTS = {"CURVED": False, "WIDE": False, "BLOCK": 1024, "GIVEN": False, "ROWS": 1, "COLS": 1, "UNROLL": 4}
+CONSTANTS |= {"KH": 2, "KW": 2, "SH": 2, "SW": 2, "PH": 0, "PW": 0, "DH": 1, "DW": 1, "LAST": True}
+
+
+def test_kernels_under_the_interpreter() -> None:
+    """Triton reads TRITON_INTERPRET at import, hence the second process."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_triton.py")]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert re.search(r"\d{2,} passed", run.stdout) and "skipped" not in run.stdout
+
+
+def test_a_cpu_tensor_needs_the_interpreter() -> None:
+    with fastxai.backend("triton"), pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        jets.push(Activation("softplus"), torch.zeros(3, 2))
+
+
+def compile_for_hopper(kernel: object, pointer: str, **constants: object) -> str:
+    """Return the PTX for 16-byte aligned operands and sizes in multiples of 16; raise if it does not assemble."""
+    signature, values, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):  # type: ignore[attr-defined]
+        if name in constants or name in CONSTANTS:
+            signature[name], values[(i,)] = "constexpr", constants.get(name, CONSTANTS.get(name))
+        elif name in ("beta_head", "beta_tail", "alpha"):
+            signature[name] = "fp32"
+        elif name in POINTERS:
+            signature[name] = pointer
+        else:
+            signature[name] = "*u8" if name == "index" else "i32"
+        if signature[name].startswith("*") or name in ("size", "x_size", "nu_size", "channels"):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    options = {"num_warps": 8 if pointer == "*fp32" else 4, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+
+
+def accesses(ptx: str, of: str) -> list[str]:
+    return re.findall(rf"{of}\.global(\S*)", ptx)
+
+
+@pytest.mark.parametrize("pointer", ["*fp32", "*bf16", "*fp16"])
+@pytest.mark.parametrize("name", ["softplus", "gelu"])
+def test_activation_kernels_assemble_with_16_byte_accesses(name: str, pointer: str) -> None:
+    from fastxai.kernels.triton import activation as kernels
+
+    act = NAMES.index(name)
+    push = compile_for_hopper(kernels._push_kernel, pointer, ACT=act, DIRECTIONS=1, bias=None)
+    pull = compile_for_hopper(kernels._pull_kernel, pointer, ACT=act, DIRECTIONS=1)
+    # a, a_v -> y, y_v, kept;   kept, nu_v, nu_0, a_v -> mu_v, mu_0
+    assert accesses(push, "ld") == [".v4.b32"] * 2 and accesses(push, "st") == [".v4.b32"] * 3
+    assert accesses(pull, "ld") == [".v4.b32"] * 4 and accesses(pull, "st") == [".v4.b32"] * 2
+    assert not any(".local" in ptx or ".approx" in ptx for ptx in (push, pull))
+
+
+def test_max_pool_kernels_assemble_with_16_byte_accesses() -> None:
+    from fastxai.kernels.triton import max_pool as kernels
+
+    push = compile_for_hopper(kernels._push_kernel, "*fp32", COMPONENTS=1)
+    pull = compile_for_hopper(kernels._pull_kernel, "*fp32", COMPONENTS=1)
+    # four window positions -> y, four index bytes;   four index bytes, nu -> mu
+    assert accesses(push, "ld") == [".v4.b32"] * 4 and sorted(accesses(push, "st")) == [".b32", ".v4.b32"]
+    assert sorted(accesses(pull, "ld")) == [".b32", ".v4.b32"] and accesses(pull, "st") == [".v4.b32"]
