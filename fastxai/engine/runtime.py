@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from fastxai.engine.graph import Graph
 from fastxai.engine.jets import Sweep
-from fastxai.engine.weights import Weights
+from fastxai.engine.weights import Weights, version
 from fastxai.kernels.activation import Activation
 
 __all__ = ["Runtime"]
@@ -174,7 +174,7 @@ class _Gradient(torch.autograd.Function):
         x, *weights = tensors
         wanted = frozenset(i for i, weight in enumerate(weights) if weight.requires_grad)
         out, scores, ctx.parts = run.start(x, target, acts, wanted)
-        ctx.run, ctx.generation = run, run.weights.generation
+        ctx.run, ctx.generation, ctx.marks = run, run.weights.generation, run.weights.marks()
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return out, scores
@@ -189,7 +189,8 @@ class _Extend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, made: Any, v: Tensor | None, scores_bar: Tensor | None, *tensors: Tensor) -> Any:
-        if made.generation != made.run.weights.generation:
+        edited = any(version(tensor) != before for tensor, before in made.marks)
+        if edited or made.generation != made.run.weights.generation:
             raise RuntimeError("the model's weights changed between an explanation map and its backward()")
         dx, grads = made.run.extend(tensors[0], v, scores_bar, made.parts)
         return dx, *grads[: len(tensors) - 1]

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-__all__ = ["Apply", "Constant", "Expr", "Source", "Weights", "evaluate", "shape_of", "sources"]
+__all__ = ["Apply", "Constant", "Expr", "Source", "Weights", "evaluate", "shape_of", "sources", "version"]
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often the tensor was changed in place, as far as torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(eq=False, frozen=True)
@@ -30,6 +35,14 @@ class Source:
         """Return the tensor as it is now."""
         return self.table[self.name]
 
+    def edits(self) -> tuple[int, int]:
+        """Return two counts, one of which grows at every change in place.
+
+        A training forward of batch norm writes its statistics without a new ``_version``; only its own counter tells.
+        """
+        counter = self.table.get("num_batches_tracked")
+        return version(self.get()), 0 if counter is None else version(counter)
+
 
 @dataclass(eq=False, frozen=True)
 class Constant:
@@ -40,6 +53,10 @@ class Constant:
     def get(self) -> Tensor:
         """Return the tensor."""
         return self.tensor
+
+    def edits(self) -> tuple[int, int]:
+        """Return as ``Source.edits``."""
+        return version(self.tensor), 0
 
 
 @dataclass(eq=False, frozen=True)
@@ -114,7 +131,8 @@ class Weights:
         place = {id(leaf): i for i, leaf in enumerate(self._leaves)}
         self._needs = [frozenset(place[id(leaf)] for leaf in sources(node.params)) for node in nodes]
         self._seen: list[Tensor] = []
-        self._state: list[tuple[int, int]] = []
+        self._state: list[tuple[int, tuple[int, int]]] = []
+        self._owned: set[int] = set()  # storages of derived weights that no tensor of the model shares
         self._place: tuple[torch.dtype, torch.device] | None = None
         self._prepared: list[Any] = [None] * len(nodes)
         self.generation = 0
@@ -126,7 +144,7 @@ class Weights:
     def prepared(self, like: Tensor) -> list[Any]:
         """Return every node's weights on the dtype and device of ``like``, rebuilding those whose sources changed."""
         tensors = [leaf.get() for leaf in self._leaves]
-        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        state = [(t.data_ptr(), leaf.edits()) for t, leaf in zip(tensors, self._leaves, strict=True)]
         place = (like.dtype, like.device)
         if place != self._place:
             changed = set(range(-1, len(tensors)))
@@ -135,16 +153,20 @@ class Weights:
         else:
             pairs = enumerate(zip(tensors, self._seen, state, self._state, strict=True))
             changed = {i for i, (new, old, now, then) in pairs if new is not old or now != then}
-        shared = {t.data_ptr() for t in (*tensors, *self._seen)}
+        shared = {_storage(t) for t in tensors}
         stale = [i for i, needs in enumerate(self._needs) if needs & changed or -1 in changed]
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             values = iter(evaluate([expr for i in stale for expr in self._nodes[i].params], like))
             for i in stale:
                 made = self._nodes[i].prepare(*[next(values) for _ in self._nodes[i].params])
-                self._prepared[i] = _into_place(self._prepared[i], made, shared)
+                self._prepared[i] = _into_place(self._prepared[i], made, shared, self._owned)
         self._seen, self._state, self._place = tensors, state, place
         self.generation += 1
         return self._prepared
+
+    def marks(self) -> list[tuple[Tensor, int]]:
+        """Return every source with its version, to tell later whether one was changed in place."""
+        return [(tensor, version(tensor)) for tensor in (leaf.get() for leaf in self._leaves)]
 
     @property
     def require_grad(self) -> bool:
@@ -157,16 +179,29 @@ class Weights:
             return evaluate(self.params, like)
 
 
-def _into_place(old: Any, new: Any, shared: set[int]) -> Any:
-    """Copy new derived weights into the storage of the old, where captured graphs see them; share the model's own."""
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _into_place(old: Any, new: Any, shared: set[int], owned: set[int]) -> Any:
+    """Copy new derived weights into the storage of the old, where captured graphs see them; share the model's own.
+
+    Only storage that was ours from the start is written to: the old weight may be a view of a tensor that left the model
+    and that the user keeps.
+    """
 
     def settle(new: Any, old: Any) -> Any:
-        fits = isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape
-        if not fits or old.dtype != new.dtype or old.device != new.device or old.stride() != new.stride():
+        if not isinstance(new, Tensor):
             return new
-        if old.data_ptr() in shared or new.data_ptr() in shared:
-            return new
-        return old.copy_(new)
+        mine = _storage(new) not in shared
+        if isinstance(old, Tensor) and _storage(old) in owned:
+            layout = (new.shape, new.stride(), new.dtype, new.device)
+            if mine and layout == (old.shape, old.stride(), old.dtype, old.device):
+                return old.copy_(new)
+            owned.discard(_storage(old))
+        if mine:
+            owned.add(_storage(new))
+        return new
 
     if isinstance(new, tuple):
         olds = old if isinstance(old, tuple) and len(old) == len(new) else (None,) * len(new)
