@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from fastxai._check import require, tensor
 
-__all__ = ["fit", "load_images", "save_png"]
+__all__ = ["fit", "load_image", "load_images", "save_png"]
 
 
 def fit(images: Tensor, size: int, shorter: int | None = None) -> Tensor:
@@ -51,10 +51,10 @@ def fit(images: Tensor, size: int, shorter: int | None = None) -> Tensor:
 
 
 def load_images(files: Iterable[str | Path], size: int, shorter: int | None = None) -> Tensor:
-    """Read image files, turned upright, as one batch of squares in [0, 1].
+    """Read image files as one batch of squares in [0, 1].
 
     Args:
-        files: paths in any format that Pillow reads; grey and transparent images become RGB.
+        files: paths, see ``load_image``.
         size: side of the squares.
         shorter: see ``fit``; 256 beside size 224 is the usual ImageNet crop.
 
@@ -65,20 +65,32 @@ def load_images(files: Iterable[str | Path], size: int, shorter: int | None = No
         FileNotFoundError: a path is missing.
         ValueError: a file is no image, or a size is not valid.
     """
-    squares = [fit(_read(Path(file))[None], size, shorter) for file in files]
+    # Files differ in size, so each is read and resized by itself.
+    squares = [fit(load_image(file)[None], size, shorter) for file in files]
     return torch.cat(squares) if squares else torch.zeros(0, 3, size, size)
 
 
-def _read(file: Path) -> Tensor:
-    """One file as float32 [3, H, W] in [0, 1]."""
+def load_image(file: str | Path) -> Tensor:
+    """Read one image file, turned upright as its camera says.
+
+    Args:
+        file: a path, in any format that Pillow reads; grey images become RGB, transparency is dropped.
+
+    Returns:
+        float32 [3, H, W] in [0, 1].
+
+    Raises:
+        FileNotFoundError: the path is missing.
+        ValueError: the file is no image.
+    """
+    file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"files must name existing images, got {file}")
+        raise FileNotFoundError(f"file must name an existing image, got {file}")
     try:
         with Image.open(file) as image:
-            # A camera stores the turn beside the pixels.
             pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except OSError as error:
-        raise ValueError(f"files must name images that Pillow can read, got {file}: {error}") from error
+        raise ValueError(f"file must name an image that Pillow can read, got {file}: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 

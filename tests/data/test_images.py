@@ -121,8 +121,12 @@ def test_load_wrong_files(tmp_path):
 
 
 def test_photos_are_those_of_scikit_image():
-    images, names = demo_photos(300)
-    assert images.shape == (2, 3, 300, 300) and names == ["cat", "motorcycle"]
-    cat = torch.from_numpy(skimage.data.chelsea()[:, 75:375]).permute(2, 0, 1) / 255
-    torch.testing.assert_close(images[0], cat, rtol=0, atol=0)
-    assert demo_photos()[0].shape == (2, 3, 32, 32)
+    images, names = demo_photos()
+    assert images.shape == (2, 3, 32, 32) and names == ["cat", "motorcycle"]
+    for image, photo in zip(images, (skimage.data.chelsea(), skimage.data.stereo_motorcycle()[0]), strict=True):
+        channels = [
+            np.array(Image.fromarray(photo[..., c] / np.float32(255)).resize((32, 32), Image.Resampling.BILINEAR))
+            for c in range(3)
+        ]
+        torch.testing.assert_close(image, torch.from_numpy(np.stack(channels)), rtol=0, atol=1e-5)
+    assert demo_photos(48)[0].shape == (2, 3, 48, 48)
