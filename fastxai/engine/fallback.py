@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fastxai.engine.trace import evaluation
@@ -28,7 +29,10 @@ class _Replace(TorchFunctionMode):
         act = _relu_like(getattr(func, "__name__", ""), args, kwargs)
         if act is None or self.rule(act) == act:
             return func(*args, **kwargs)
-        return smooth(self.rule(act), args[0] if args else kwargs["input"])
+        a = args[0] if args else kwargs["input"]
+        # The model may use what an in-place call wrote and not what it returned.
+        in_place = func.__name__.endswith("_") or kwargs.get("inplace") or any(arg is True for arg in args[1:])
+        return a.copy_(smooth(self.rule(act), a.clone())) if in_place else smooth(self.rule(act), a)
 
 
 def _relu_like(name: str, args: Any, kwargs: Any) -> Activation | None:
@@ -38,6 +42,10 @@ def _relu_like(name: str, args: Any, kwargs: Any) -> Activation | None:
     if name == "hardtanh":
         low, high = (*args[1:3], *[kwargs.get(k) for k in ("min_val", "max_val")][len(args) - 1 :])[:2]
         return Activation("relu6") if (low, high) == (0.0, 6.0) else None
+    if name in ("clamp", "clip", "clamp_min"):
+        low, high = (*args[1:3], *[kwargs.get(k) for k in ("min", "max")][len(args) - 1 :])[:2]
+        known = not isinstance(low, Tensor) and low == 0 and not isinstance(high, Tensor) and high in (None, 6)
+        return Activation("relu" if high is None else "relu6") if known else None
     if name == "leaky_relu":
         return Activation(name, alpha=float(args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)))
     return None
@@ -74,6 +82,11 @@ def smooth(act: Activation, a: Tensor) -> Tensor:
     return kernel.value(act, a) if act.second == "own" else _Surrogate.apply(act, a)  # type: ignore[return-value]
 
 
+def _ordinary(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy that autograd may save if it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 class Fallback:
     """The runtime's interface over ``torch.autograd``. ``acts`` is a rule from the model's activation to the view's."""
 
@@ -81,8 +94,10 @@ class Fallback:
         self.model, self.prepare = model, prepare
 
     def _run(self, x: Tensor, rule: Callable[[Activation], Activation]) -> Tensor:
-        with evaluation(self.model), _Replace(rule):
-            return self.model(self.prepare(x))
+        fed = self.prepare(x)
+        # A copy, for a model that writes into its input; the one attention kernel that has a second derivative.
+        with evaluation(self.model), sdpa_kernel(SDPBackend.MATH), _Replace(rule):
+            return self.model(fed.clone() if fed is x else fed)
 
     @torch.no_grad()
     def scores(self, x: Tensor, acts: Any) -> Tensor:
@@ -91,15 +106,15 @@ class Fallback:
 
     def gradient(self, x: Tensor, target: Tensor | None, acts: Any) -> tuple[Tensor, Tensor]:
         """Return (nabla g_k(x), g(x)), detached."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            x = _ordinary(x).detach().requires_grad_()
             gradient, scores = self._map(x, target, acts, create_graph=False)
         return gradient.detach(), scores.detach()
 
     def hvp(self, x: Tensor, v: Tensor, target: Tensor | None, acts: Any) -> tuple[Tensor, Tensor]:
         """Return (H v [S, N, ...], nabla g_k(x)), detached."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            x, v = _ordinary(x).detach().requires_grad_(), _ordinary(v)
             gradient, _ = self._map(x, target, acts, create_graph=True)
             if not gradient.requires_grad:
                 return torch.zeros_like(v), gradient
@@ -118,7 +133,7 @@ class Fallback:
 
     def _map(self, x: Tensor, target: Tensor | None, acts: Any, *, create_graph: bool) -> tuple[Tensor, Tensor]:
         scores = self._run(x, acts)
-        chosen = scores.argmax(1) if target is None else target
+        chosen = scores.argmax(1) if target is None else _ordinary(target)
         value = scores.gather(1, chosen[:, None]).sum()
         if not value.requires_grad:
             return torch.zeros_like(x), scores

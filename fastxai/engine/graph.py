@@ -77,7 +77,7 @@ def _make(call: Call, nodes: dict[Value, Node], dtype: torch.dtype) -> list[Node
     kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
     try:
         made = builder(*args, **kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise Unsupported(f"its arguments are not understood ({error})") from error
     return [made] if isinstance(made, Node) else list(made)
 

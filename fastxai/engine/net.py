@@ -58,6 +58,8 @@ class _Core:
         self.reason = "asked for by fallback=True" if fallback else ""
         self.autograd = Fallback(model, self.prepare)
         self.runtimes: dict[Any, tuple[Runtime | None, Report]] = {}
+        self.last: Any = None
+        self.announced: set[str] = set()
 
     def prepare(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std per channel."""
@@ -73,8 +75,10 @@ class _Core:
         key = (shape, dtype, second == "curvature")
         if key not in self.runtimes:
             self.runtimes[key] = self._compile(shape, dtype, second)
+        self.last = key
         return self.runtimes[key]
 
+    @torch.inference_mode(False)
     def _compile(self, shape: tuple[int, ...], dtype: torch.dtype, second: str) -> tuple[Runtime | None, Report]:
         if self.reason:
             return None, Report((), self.reason)
@@ -90,11 +94,13 @@ class _Core:
         return Runtime(Graph(start, simplify(output, pools_first=second != "curvature"))), Report(table, "")
 
     def _fall_back(self, rows: tuple[tuple[str, str, str], ...], reason: str) -> tuple[None, Report]:
-        warnings.warn(
-            f"{type(self.model).__name__} runs on the autograd fallback, with the same results at autograd's speed. "
-            f"Cause: {reason}. Cure: rewrite that operation, or pass fallback=True to accept it silently.",
-            stacklevel=6,
-        )
+        if reason not in self.announced:
+            self.announced.add(reason)
+            warnings.warn(
+                f"{type(self.model).__name__} runs on the autograd fallback: same results, autograd's speed. "
+                f"Cause: {reason}. Cure: rewrite that operation, or pass fallback=True to accept it silently.",
+                stacklevel=7,
+            )
         return None, Report(rows, reason)
 
 
@@ -305,7 +311,7 @@ class Net:
         second = self.surrogate or "own"
         if x is None:
             _check.require(bool(self._core.runtimes), "x", "be given: the net has seen no input yet", None)
-            return list(self._core.runtimes.values())[-1][1]
+            return self._core.runtimes[self._core.last][1]
         if isinstance(x, Tensor):
             return self._core.runtime(tuple(x.shape[1:]), x.dtype, second)[1]
         first = next(self.model.parameters(), torch.empty(0))

@@ -23,6 +23,7 @@ from fastxai.engine.weights import Apply, Constant, Expr, Source
 __all__ = ["BATCH", "Call", "Trace", "Unsupported", "Value", "evaluation", "trace"]
 
 BATCH = 99991  # a prime: no reshape of real data contains it by accident
+_RANDOM = ("rand", "randn", "randint", "randperm", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_")
 
 
 class Unsupported(Exception):
@@ -126,6 +127,8 @@ class _Recorder(TorchFunctionMode):
         name = _function_name(func)
         if not all(isinstance(out, Tensor) for out in outputs):
             raise Unsupported(f"{name} at {self.where()!r} returns tensors mixed with other values")
+        if name in _RANDOM:
+            raise Unsupported(f"{name} at {self.where()!r} draws random numbers")
         made = [out if out.device.type == "meta" else self.stand_in(out) for out in outputs]
         if any(new is not old for new, old in zip(made, outputs, strict=True)):
             return spec.unflatten(made) if len(made) > 1 else made[0]
@@ -152,6 +155,8 @@ class _Recorder(TorchFunctionMode):
                     self.stale.add(id(other))
 
     def record_static(self, func: Any, frozen: tuple[Any, Any], outputs: list[Tensor]) -> None:
+        if any(BATCH in out.shape for out in outputs):
+            raise Unsupported(f"{_function_name(func)} at {self.where()!r} makes a constant of the batch's size")
         args, kwargs = frozen
         made = Apply(func, args, kwargs)
         for i, out in enumerate(outputs):
@@ -176,10 +181,10 @@ def _paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
         stack.pop()
 
     handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda m, i, name=name: stack.append(name)))
-        handles.append(module.register_forward_hook(leave, always_call=True))
     try:
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda m, i, name=name: stack.append(name)))
+            handles.append(module.register_forward_hook(leave, always_call=True))
         yield
     finally:
         for handle in handles:

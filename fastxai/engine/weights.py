@@ -186,8 +186,8 @@ def _storage(tensor: Tensor) -> int:
 def _into_place(old: Any, new: Any, shared: set[int], owned: set[int]) -> Any:
     """Copy new derived weights into the storage of the old, where captured graphs see them; share the model's own.
 
-    Only storage that was ours from the start is written to: the old weight may be a view of a tensor that left the model
-    and that the user keeps.
+    Only storage that was ours from the start is written to: the old weight may be a view of a tensor that left the
+    model and that the user keeps.
     """
 
     def settle(new: Any, old: Any) -> Any:

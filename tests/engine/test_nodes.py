@@ -61,13 +61,12 @@ def through_engine(model: nn.Module, net: Net, x: Tensor, target: Tensor) -> lis
 
 
 def check(model: nn.Module, x: Tensor, beta: float | None = None, kind: str = "softplus") -> None:
-    """Scores, gradient, HVP in one and three directions, and the gradients of a loss on the map, as autograd has them."""
+    """Scores, gradient, HVP in one and three directions, and gradients of a loss on the map equal autograd's."""
     f = oracle(model, beta, kind)
     net = fastxai.compile(model)
     if beta is not None:
-        net = net.with_activation("softplus", beta=beta) if kind == "softplus" else fastxai.compile(
-            model, surrogate="curvature", beta=beta
-        )
+        named = {"activation": "softplus"} if kind == "softplus" else {"surrogate": "curvature"}
+        net = fastxai.compile(model, beta=beta, **named)
     target = torch.arange(len(x)) % 3
     vs = directions(x, 3)
     report = net.report(x)
@@ -184,7 +183,7 @@ SHAPES: dict[str, Middle] = {
     "split-size": lambda x: x.split(3, dim=2)[1],
     "split-all-read": lambda x: torch.cat([t.tanh() for t in reversed(x.split(1, 1))], 1),
     "narrow": lambda x: x.narrow(1, 1, 2),
-    "narrow-from-the-end": lambda x: x.narrow(1, -3, 2),
+    "narrow-from-the-end": lambda x: x.narrow(1, -2, 2),
     "slice": lambda x: x[:, 1:3],
     "slice-strided": lambda x: x[:, :, ::2, 1::3],
     "slice-ellipsis": lambda x: x[..., 1:-1],
@@ -340,7 +339,7 @@ def test_relu_like_activation(act: Middle, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["softplus", "curvature"])
-@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2)], ids=["max", "overlap", "avg"])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2)], ids=repr)
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.LeakyReLU(-0.2), nn.SiLU()], ids=repr)
 def test_pool_behind_activation(act: nn.Module, pool: nn.Module, kind: str) -> None:
     check(build(nn.Sequential(conv(5, 3), nn.BatchNorm2d(5), act, pool)), sample(), beta=2.0, kind=kind)
@@ -384,7 +383,7 @@ class Blocks(nn.Module):
                 return self.act(y) * y
             case "squeeze-excite":
                 gate = self.up(torch.tanh(self.down(x.mean((2, 3)))))
-                return x * torch.sigmoid(gate)[:, :, None, None] if self.training else x * gate.sigmoid().view(-1, C, 1, 1)
+                return x * gate.sigmoid().view(-1, C, 1, 1)
             case "parameters":
                 return self.gain * (self.scale * x + self.shift) - self.scale / 3
             case "stacked":
@@ -393,10 +392,10 @@ class Blocks(nn.Module):
                 return self.b(self.act(self.a(x)))
 
 
-BLOCKS = (
-    "residual residual-inplace pre-activation two-branches shared-module norm-of-two-readers bias-of-two-readers "
-    "squeeze-excite parameters stacked tied weight-norm"
-).split()
+BLOCKS = [
+    *("residual", "residual-inplace", "pre-activation", "two-branches", "shared-module", "norm-of-two-readers"),
+    *("bias-of-two-readers", "squeeze-excite", "parameters", "stacked", "tied", "weight-norm"),
+]
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -480,11 +479,10 @@ def test_only_the_parameters_that_want_a_gradient_get_one() -> None:
 @pytest.mark.parametrize("kind", ["residual", "squeeze-excite", "tied", "parameters"])
 def test_gradcheck_of_the_map_in_the_input_and_every_parameter(kind: str) -> None:
     model = build(Blocks(kind))
-    net = fastxai.compile(model).with_activation("softplus", beta=2.0)
 
     def heat_and_scores(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-        net.refresh()  # gradcheck perturbs through .data
-        return net.differentiable_gradient(x, 1)
+        # A net of its own for each call: gradcheck perturbs parameters through .data, unseen by a net that lives on.
+        return fastxai.compile(model).with_activation("softplus", beta=2.0).differentiable_gradient(x, 1)
 
     inputs = (sample(2).requires_grad_(), *model.parameters())
     assert torch.autograd.gradcheck(heat_and_scores, inputs, fast_mode=True)
@@ -502,6 +500,7 @@ def test_a_map_is_differentiated_once() -> None:
 def test_gradient_of_a_gradient_matches_through_the_fallback() -> None:
     model, x = build(nn.Tanh()), sample()
     net = fastxai.compile(model, fallback=True)
-    want, got = through_autograd(model, model, x, torch.tensor([0, 1, 2])), through_engine(model, net, x, torch.arange(3))
+    want = through_autograd(model, model, x, torch.arange(3))
+    got = through_engine(model, net, x, torch.arange(3))
     assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(want, got, strict=True))
     assert error(net.gradient(x, 1), gradient(model, x, 1)) < 1e-14

@@ -91,6 +91,7 @@ def _narrow(input: Node, dim: int, start: int, length: int) -> Node:
     axis = dim % input.dim
     if axis == 0:
         raise Unsupported("it selects samples of the batch")
+    start %= input.shape[axis - 1]
     return Slice(input, (*[slice(None)] * axis, slice(start, start + length)))
 
 
