@@ -192,9 +192,9 @@ struct Logistic {
   T q, t;
   FASTXAI_INLINE Logistic(T x, const Rate<T>& rate) {
     const Power<T> e = power(-absolute(x), rate);
-    const T num = e.exp(), den = 1 + num;
-    q = ratio(num, den);
-    t = ratio(-e.minus_one(), den);
+    const T num = e.exp(), inverse = ratio(T(1), 1 + num);
+    q = num * inverse;
+    t = -e.minus_one() * inverse;
   }
   FASTXAI_INLINE T slope() const { return q * (1 - q); }
 };

@@ -43,7 +43,8 @@ def available() -> dict[str, str]:
     ''
     """
     module = extension()
-    broken = f"fastxai._C did not load ({module}); reinstall with a C++17 compiler" if isinstance(module, ImportError) else ""
+    missing = isinstance(module, ImportError)
+    broken = f"fastxai._C did not load ({module}); reinstall with a C++17 compiler" if missing else ""
     gpu = "" if torch.cuda.is_available() else "torch sees no CUDA device"
     triton = "" if importlib.util.find_spec("triton") else "the package triton is not installed"
     cuda = broken or ("" if getattr(module, "has_cuda", False) else "fastxai._C was built without CUDA (FASTXAI_CUDA)")

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "../math.h"
@@ -19,13 +18,22 @@ constexpr int64_t serial = 1 << 14;
 constexpr int64_t chunk = 256;
 constexpr int max_taps = 255;
 
-// As wide as T, so that a comparison of T selects it without repacking.
+// Positions and masks are as wide as T, and masks are integers: from bools GCC makes branches, which do not vectorise.
 template <class T>
-using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+using Bits = typename Float<T>::Bits;
+
+// All ones where the value is above the best so far; a NaN wins, the first of several stays.
+template <class T>
+FASTXAI_INLINE Bits<T> beats(T value, T best) {
+  const Bits<T> above = value <= best ? 0 : ~Bits<T>(0);
+  const Bits<T> number = best == best ? ~Bits<T>(0) : 0;
+  return above & number;
+}
 
 template <class T>
-FASTXAI_INLINE bool beats(T value, T best) {
-  return !(value <= best) & (best == best);  // NaN wins, the first of several stays
+FASTXAI_INLINE void take(Bits<T> mask, T value, Bits<T> code, T& best, Bits<T>& winner) {
+  best = from_bits<T>((bits_of(value) & mask) | (bits_of(best) & ~mask));
+  winner = (code & mask) | (winner & ~mask);
 }
 
 template <class T>
@@ -70,16 +78,13 @@ FASTXAI_HOST_INLINE void pad_taps(Taps& taps, int size) {
 template <int size, class T>
 FASTXAI_INLINE void find_fixed(const T* x, const Taps& taps, int64_t channels, T* y, uint8_t* index) {
   const T* pixel[size];
-  Index<T> code[size];
+  Bits<T> code[size];
   for (int k = 0; k < size; ++k) pixel[k] = x + taps.offset[k], code[k] = taps.code[k];
   FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) {
     T best = pixel[0][c];
-    Index<T> winner = code[0];
+    Bits<T> winner = code[0];
     FASTXAI_UNROLL for (int k = 1; k < size; ++k) {
-      const T value = pixel[k][c];
-      const bool wins = beats(value, best);
-      best = wins ? value : best;
-      winner = wins ? code[k] : winner;
+      take(beats(pixel[k][c], best), pixel[k][c], code[k], best, winner);
     }
     y[c] = best;
     index[c] = uint8_t(winner);
@@ -88,17 +93,17 @@ FASTXAI_INLINE void find_fixed(const T* x, const Taps& taps, int64_t channels, T
 
 template <class T>
 FASTXAI_INLINE void find_any(const T* x, const Taps& taps, int64_t channels, T* y, uint8_t* index) {
-  alignas(64) Index<T> winner[chunk];
+  alignas(64) Bits<T> winner[chunk];
   for (int64_t start = 0; start < channels; start += chunk) {
     const int64_t n = std::min(chunk, channels - start);
     T* best = y + start;
-    for (int k = 0; k < taps.count; ++k) {
+    std::copy_n(x + taps.offset[0] + start, n, best);
+    std::fill_n(winner, n, Bits<T>(taps.code[0]));
+    for (int k = 1; k < taps.count; ++k) {
       const T* pixel = x + taps.offset[k] + start;
-      const Index<T> code = taps.code[k];
+      const Bits<T> code = taps.code[k];
       FASTXAI_VECTOR for (int64_t c = 0; c < n; ++c) {
-        const bool wins = (k == 0) | beats(pixel[c], best[c]);
-        best[c] = wins ? pixel[c] : best[c];
-        winner[c] = wins ? code : winner[c];
+        take(beats(pixel[c], best[c]), pixel[c], code, best[c], winner[c]);
       }
     }
     FASTXAI_VECTOR for (int64_t c = 0; c < n; ++c) index[start + c] = uint8_t(winner[c]);
@@ -108,10 +113,10 @@ FASTXAI_INLINE void find_any(const T* x, const Taps& taps, int64_t channels, T* 
 template <int size, class T>
 FASTXAI_INLINE void gather_fixed(const T* x, const Taps& taps, int64_t channels, const uint8_t* index, T* y) {
   const T* pixel[size];
-  Index<T> code[size];
+  Bits<T> code[size];
   for (int k = 0; k < size; ++k) pixel[k] = x + taps.offset[k], code[k] = taps.code[k];
   FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) {
-    const Index<T> winner = index[c];
+    const Bits<T> winner = index[c];
     T value = pixel[0][c];
     FASTXAI_UNROLL for (int k = 1; k < size; ++k) value = winner == code[k] ? pixel[k][c] : value;
     y[c] = value;
@@ -122,9 +127,9 @@ template <class T>
 FASTXAI_INLINE void gather_any(const T* x, const Taps& taps, int64_t channels, const uint8_t* index, T* y) {
   for (int k = 0; k < taps.count; ++k) {
     const T* pixel = x + taps.offset[k];
-    const Index<T> code = taps.code[k];
+    const Bits<T> code = taps.code[k];
     FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) {
-      y[c] = (k == 0) | (Index<T>(index[c]) == code) ? pixel[c] : y[c];
+      y[c] = (k == 0) | (Bits<T>(index[c]) == code) ? pixel[c] : y[c];
     }
   }
 }
@@ -157,9 +162,10 @@ FASTXAI_INLINE void push_last(const Push<T>& push, int64_t begin, int64_t end) {
 
 // One output row of one plane: the first maximum of each window.
 template <int fixed_stride, class T>
-FASTXAI_INLINE void find_columns(const Pool& p, const T* plane, int64_t oh, T* y, Index<T>* winner) {
+FASTXAI_INLINE void find_columns(const Pool& p, const T* plane, int64_t oh, T* y, Bits<T>* winner) {
   const int64_t stride = fixed_stride ? fixed_stride : p.stride_w;
-  for (int64_t ow = 0; ow < p.out_width; ++ow) winner[ow] = -1;
+  constexpr Bits<T> none = ~Bits<T>(0);
+  std::fill_n(winner, p.out_width, none);
   for (int64_t i = 0; i < p.kernel_h; ++i) {
     const int64_t h = oh * p.stride_h - p.padding_h + i * p.dilation_h;
     if (h < 0 || h >= p.height) continue;
@@ -168,13 +174,11 @@ FASTXAI_INLINE void find_columns(const Pool& p, const T* plane, int64_t oh, T* y
       const int64_t low = shift < 0 ? (-shift + stride - 1) / stride : 0;
       const int64_t high = std::min(p.out_width, p.width > shift ? (p.width - 1 - shift) / stride + 1 : 0);
       const T* row = plane + h * p.width + shift;
-      const Index<T> code = Index<T>(i * p.kernel_w + j);
+      const Bits<T> code = Bits<T>(i * p.kernel_w + j);
       FASTXAI_VECTOR for (int64_t ow = low; ow < high; ++ow) {
         const T value = row[ow * stride];
-        const T best = y[ow];
-        const bool wins = (winner[ow] < 0) | beats(value, best);
-        y[ow] = wins ? value : best;
-        winner[ow] = wins ? code : winner[ow];
+        const Bits<T> unset = winner[ow] == none ? none : 0;
+        take(beats(value, y[ow]) | unset, value, code, y[ow], winner[ow]);
       }
     }
   }
@@ -195,7 +199,7 @@ FASTXAI_INLINE void push_first(const Push<T>& push, int64_t begin, int64_t end) 
   const Pool& p = push.p;
   int64_t offset[max_taps];
   plane_offsets(p, offset);
-  std::vector<Index<T>> winner(p.out_width);
+  std::vector<Bits<T>> winner(p.out_width);
   const int64_t in_plane = p.height * p.width, out_plane = p.out_height * p.out_width;
   for (int64_t plane = begin; plane < end; ++plane) {
     uint8_t* index = push.index + plane * out_plane;
@@ -219,62 +223,46 @@ FASTXAI_INLINE void push_first(const Push<T>& push, int64_t begin, int64_t end) 
   }
 }
 
+// One axis, seen from the input: coordinate x lies in windows meetings[first[x]] .. meetings[first[x + 1] - 1], each
+// named by its output coordinate and by the position of x in it.
+struct Axis {
+  struct Meeting {
+    int64_t out, tap;
+  };
+  std::vector<int64_t> first;
+  std::vector<Meeting> meetings;
+
+  Axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) : first{0} {
+    for (int64_t x = 0; x < size; ++x) {
+      for (int64_t tap = kernel - 1; tap >= 0; --tap) {
+        const int64_t corner = x + padding - tap * dilation, out = corner / stride;
+        if (corner >= 0 && corner % stride == 0 && out < out_size) meetings.push_back({out, tap});
+      }
+      first.push_back(int64_t(meetings.size()));
+    }
+  }
+};
+
 template <class T>
 struct Pull {
   Pool p;
   const T* nu;
   const uint8_t* index;
   T* mu;
-  int64_t image, out_image;
+  int64_t image, out_image;  // elements
+  const Axis &rows, &cols;
+  bool tiled;
 };
 
-// The windows that hold input coordinate `at`: output coordinates low .. high - 1 in steps that dilation may thin out.
-struct Span {
-  int64_t low, high;
-};
-FASTXAI_HOST_INLINE Span windows_over(int64_t at, int64_t out, int64_t kernel, int64_t stride, int64_t padding,
-                                      int64_t dilation) {
-  const int64_t last = at + padding, first = last - (kernel - 1) * dilation;
-  return {first > 0 ? (first + stride - 1) / stride : 0, std::min(out, last / stride + 1)};
-}
-
-FASTXAI_HOST_INLINE void pixel_taps(const Pool& p, int64_t h, int64_t w, const Span& rows, const Span& cols,
+FASTXAI_HOST_INLINE void pixel_taps(const Pool& p, const Axis& rows, const Axis& cols, int64_t h, int64_t w,
                                     Taps& taps) {
   taps.count = 0;
-  for (int64_t oh = rows.low; oh < rows.high; ++oh) {
-    const int64_t down = h + p.padding_h - oh * p.stride_h;
-    if (down % p.dilation_h) continue;
-    for (int64_t ow = cols.low; ow < cols.high; ++ow) {
-      const int64_t right = w + p.padding_w - ow * p.stride_w;
-      if (right % p.dilation_w) continue;
-      taps.add((oh * p.out_width + ow) * p.channels, down / p.dilation_h * p.kernel_w + right / p.dilation_w);
+  for (int64_t r = rows.first[h]; r < rows.first[h + 1]; ++r) {
+    const Axis::Meeting& row = rows.meetings[r];
+    for (int64_t c = cols.first[w]; c < cols.first[w + 1]; ++c) {
+      const Axis::Meeting& col = cols.meetings[c];
+      taps.add((row.out * p.out_width + col.out) * p.channels, row.tap * p.kernel_w + col.tap);
     }
-  }
-}
-
-template <int size, class T>
-FASTXAI_INLINE void sum_fixed(const T* nu, const uint8_t* index, const Taps& taps, int64_t channels, T* mu) {
-  const T* pixel[size];
-  const uint8_t* chosen[size];
-  Index<T> code[size];
-  for (int k = 0; k < size; ++k) {
-    pixel[k] = nu + taps.offset[k], chosen[k] = index + taps.offset[k], code[k] = taps.code[k];
-  }
-  FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) {
-    T sum = Index<T>(chosen[0][c]) == code[0] ? pixel[0][c] : T(0);
-    FASTXAI_UNROLL for (int k = 1; k < size; ++k) sum += Index<T>(chosen[k][c]) == code[k] ? pixel[k][c] : T(0);
-    mu[c] = sum;
-  }
-}
-
-template <class T>
-FASTXAI_INLINE void sum_any(const T* nu, const uint8_t* index, const Taps& taps, int64_t channels, T* mu) {
-  std::fill_n(mu, channels, T(0));
-  for (int k = 0; k < taps.count; ++k) {
-    const T* pixel = nu + taps.offset[k];
-    const uint8_t* chosen = index + taps.offset[k];
-    const Index<T> code = taps.code[k];
-    FASTXAI_VECTOR for (int64_t c = 0; c < channels; ++c) mu[c] += Index<T>(chosen[c]) == code ? pixel[c] : T(0);
   }
 }
 
@@ -285,19 +273,53 @@ FASTXAI_INLINE void pull_last(const Pull<T>& pull, int64_t begin, int64_t end) {
   Taps taps;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / p.height, h = row % p.height;
-    const Span rows = windows_over(h, p.out_height, p.kernel_h, p.stride_h, p.padding_h, p.dilation_h);
     for (int64_t w = 0; w < p.width; ++w) {
-      const Span cols = windows_over(w, p.out_width, p.kernel_w, p.stride_w, p.padding_w, p.dilation_w);
-      pixel_taps(p, h, w, rows, cols, taps);
+      pixel_taps(p, pull.rows, pull.cols, h, w, taps);
       const uint8_t* index = pull.index + n * pull.out_image;
       for (int64_t k = 0; k < p.components; ++k) {
         const T* nu = pull.nu + (k * p.rows + n) * pull.out_image;
         T* mu = pull.mu + k * p.rows * pull.image + (row * p.width + w) * p.channels;
-        switch (taps.count) {
-          case 1: sum_fixed<1>(nu, index, taps, p.channels, mu); break;
-          case 2: sum_fixed<2>(nu, index, taps, p.channels, mu); break;
-          case 4: sum_fixed<4>(nu, index, taps, p.channels, mu); break;
-          default: sum_any(nu, index, taps, p.channels, mu);
+        if (taps.count == 0) std::fill_n(mu, p.channels, T(0));
+        for (int tap = 0; tap < taps.count; ++tap) {
+          const T* source = nu + taps.offset[tap];
+          const uint8_t* chosen = index + taps.offset[tap];
+          const Bits<T> code = taps.code[tap];
+          if (tap == 0) {
+            FASTXAI_VECTOR for (int64_t c = 0; c < p.channels; ++c) mu[c] = chosen[c] == code ? source[c] : T(0);
+          } else {
+            FASTXAI_VECTOR for (int64_t c = 0; c < p.channels; ++c) mu[c] += chosen[c] == code ? source[c] : T(0);
+          }
+        }
+      }
+    }
+  }
+}
+
+// True if the windows tile the input: each pixel lies in exactly one.
+bool tiles(const Pool& p) {
+  return p.kernel_h == p.stride_h && p.kernel_w == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1 &&
+         p.padding_h == 0 && p.padding_w == 0 && p.out_height * p.kernel_h >= p.height &&
+         p.out_width * p.kernel_w >= p.width;
+}
+
+// As pull_last where windows tile the input: output rows [begin, end), each window read once (1.7x faster for 2 x 2).
+template <class T>
+FASTXAI_INLINE void pull_tiles(const Pull<T>& pull, int64_t begin, int64_t end) {
+  const Pool& p = pull.p;
+  Taps taps;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row / p.out_height, oh = row % p.out_height;
+    for (int64_t ow = 0; ow < p.out_width; ++ow) {
+      window_taps(p, oh, ow, taps);
+      const int64_t at = (row * p.out_width + ow) * p.channels;
+      const uint8_t* index = pull.index + at;
+      for (int64_t k = 0; k < p.components; ++k) {
+        const T* nu = pull.nu + k * p.rows * pull.out_image + at;
+        T* mu = pull.mu + (k * p.rows + n) * pull.image;
+        for (int tap = 0; tap < taps.count; ++tap) {
+          T* pixel = mu + taps.offset[tap];
+          const Bits<T> code = taps.code[tap];
+          FASTXAI_VECTOR for (int64_t c = 0; c < p.channels; ++c) pixel[c] = index[c] == code ? nu[c] : T(0);
         }
       }
     }
@@ -342,7 +364,13 @@ FASTXAI_INLINE void push_range(const Push<T>& push, int64_t begin, int64_t end) 
 
 template <class T>
 FASTXAI_INLINE void pull_range(const Pull<T>& pull, int64_t begin, int64_t end) {
-  pull.p.channels_last ? pull_last(pull, begin, end) : pull_first(pull, begin, end);
+  if (!pull.p.channels_last) {
+    pull_first(pull, begin, end);
+  } else if (pull.tiled) {
+    pull_tiles(pull, begin, end);
+  } else {
+    pull_last(pull, begin, end);
+  }
 }
 
 FASTXAI_CLONES void push_clone(const Push<float>& p, int64_t begin, int64_t end) { push_range(p, begin, end); }
@@ -364,9 +392,12 @@ void max_pool_push(const Pool& p, bool find, const T* x, T* y, uint8_t* index, i
 template <class T>
 void max_pool_pull(const Pool& p, const T* nu, const uint8_t* index, T* mu, int threads) {
   const int64_t image = p.channels * p.height * p.width, out_image = p.channels * p.out_height * p.out_width;
-  const Pull<T> pull{p, nu, index, mu, image, out_image};
+  const Axis rows(p.height, p.out_height, p.kernel_h, p.stride_h, p.padding_h, p.dilation_h);
+  const Axis cols(p.width, p.out_width, p.kernel_w, p.stride_w, p.padding_w, p.dilation_w);
+  const Pull<T> pull{p, nu, index, mu, image, out_image, rows, cols, tiles(p)};
   const int useful = p.components * p.rows * image < serial ? 1 : threads;
-  parallel_for(p.rows * (p.channels_last ? p.height : p.channels * p.components), 1, useful,
+  const int64_t last = pull.tiled ? p.out_height : p.height, first = p.channels * p.components;
+  parallel_for(p.rows * (p.channels_last ? last : first), 1, useful,
                [&](int64_t begin, int64_t end) { pull_clone(pull, begin, end); });
 }
 

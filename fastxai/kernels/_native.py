@@ -40,7 +40,7 @@ def launch(backend: str, name: str, x: Tensor, *args: Any) -> None:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """True if [N, C, H, W] lies in memory as [N, H, W, C]; where both orders agree, the strides tell which was meant."""
+    """True if [N, C, H, W] lies in memory as [N, H, W, C]; where both orders agree, strides tell which was meant."""
     if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return not x.is_contiguous() or (x.stride(1) == 1 and x.stride(3) == x.shape[1] > 1)

@@ -77,9 +77,10 @@ def _push_reference(x: Tensor, w: Window, components: int, index: Tensor | None)
         inside = _windows(torch.ones_like(x[:1, :1]), w, 0.0) > 0
         best, found, index = windows[0], inside[0], torch.zeros_like(windows[0], dtype=torch.uint8)
         for position in range(1, len(windows)):
-            wins = (windows[position] > best) | (windows[position].isnan() & ~best.isnan()) | (inside[position] & ~found)
+            new = windows[position]
+            wins = (new > best) | (new.isnan() & ~best.isnan()) | (inside[position] & ~found)
             found = found | inside[position]
-            best = torch.where(wins, windows[position], best)
+            best = torch.where(wins, new, best)
             index = torch.where(wins, torch.full_like(index, position), index)
     windows = _windows(x, w, 0.0)
     where = index.long().repeat(components, 1, 1, 1)[None]
@@ -102,6 +103,11 @@ def _pull_reference(nu: Tensor, w: Window, index: Tensor, size: tuple[int, int])
 
 def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if _native.is_channels_last(x) else torch.contiguous_format
+
+
+def _last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    _, c, h, w = shape
+    return c * h * w, 1, c * w, c
 
 
 @lru_cache(maxsize=1024)
@@ -207,6 +213,8 @@ def pull(nu: Tensor, window: Window, index: Tensor, size: tuple[int, int]) -> Te
     nu, rows, size = _native.dense(nu), index.shape[0], (int(size[0]), int(size[1]))
     _check.require(nu.shape[0] % rows == 0 if rows else not nu.shape[0], "nu", "have rows in multiples of N", nu.shape)
     _check.shape(nu, "nu", (nu.shape[0], nu.shape[1], *_geometry(window, size)[2:4]))
+    if _native.is_channels_last(index) and nu.is_contiguous(memory_format=torch.channels_last):
+        nu = nu.as_strided(nu.shape, _last_strides(nu.shape))  # [N, C, 1, 1] may have come in either guise
     index = _check_index(index, (rows, *nu.shape[1:]), _format(nu))
     match _backend.pick(nu):
         case "reference":

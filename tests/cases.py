@@ -1,0 +1,234 @@
+"""The tables of cases that every kernel backend runs, and the checks against the float64 reference.
+
+A backend's test is ``@pytest.mark.parametrize("case", JET_CASES, ids=str)`` around ``check_jet(case, backend, ...)``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import fastxai
+from fastxai.kernels import activation, max_pool
+from fastxai.kernels.activation import RELU_LIKE, Activation
+from fastxai.kernels.max_pool import Window
+
+ACTIVATIONS = (
+    *(Activation(name, beta=3.0, alpha=1.0 if name == "elu" else 0.1) for name in activation.NAMES),
+    *(Activation(name, beta=5.0, alpha=0.1, second=second) for name in RELU_LIKE for second in ("curvature", "none")),
+    Activation("softplus", beta=0.3),
+    Activation("softplus", beta=50.0),
+    Activation("leaky_relu", alpha=-0.5),
+    Activation("elu", alpha=0.7),
+)
+
+
+def label(act: Activation) -> str:
+    """Return a readable test id."""
+    return f"{act.name}-b{act.beta:g}-a{act.alpha:g}-{act.second}"
+
+
+def place(x: Tensor, last: bool, dtype: torch.dtype, device: str) -> Tensor:
+    """Move x to dtype, device and memory order."""
+    order = torch.channels_last if last else torch.contiguous_format
+    return x.to(device, dtype).contiguous(memory_format=order)
+
+
+@dataclass(frozen=True)
+class JetCase:
+    """One activation on one shape: [(1+S)N, ...], channels first or last, with or without a bias."""
+
+    act: Activation
+    shape: tuple[int, ...]
+    directions: int = 0
+    last: bool = False
+    biased: bool = False
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"{label(self.act)}-{size}-S{self.directions}{'-last' * self.last}{'-bias' * self.biased}"
+
+    def tensors(self, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return (a, nu, bias or None), seeded and on a grid that a + bias does not leave, even in bfloat16."""
+        seed = torch.Generator().manual_seed(7)
+        size = ((1 + self.directions) * self.shape[0], *self.shape[1:])
+        a, nu = ((torch.randn(size, generator=seed) * 40).round().clamp(-100, 100) / 16 for _ in range(2))
+        bias = None
+        if self.biased:
+            bias = (torch.randn(self.shape[1], generator=seed) * 10).round().to(device, dtype) / 16
+        return place(a, self.last, dtype, device), place(nu, self.last, dtype, device), bias
+
+
+_STRUCTURES = [
+    ((2, 3, 5, 7), 0, False, False),
+    ((2, 3, 5, 7), 1, True, True),
+    ((3, 70, 3, 3), 3, True, True),
+    ((2, 5, 9, 11), 2, False, True),
+    ((63, 17), 1, False, True),
+]
+_SOFTPLUS_STRUCTURES = [
+    ((0, 3, 4, 4), 1, True, True),
+    ((2, 3, 0, 4), 1, False, True),
+    ((1, 1, 1, 1), 1, False, True),
+    ((2, 600, 1, 1), 1, False, True),
+    ((2, 600, 2, 1), 1, True, True),
+    ((1, 4, 2, 2), 4, False, True),
+    ((2, 3, 50, 41), 2, False, True),
+    ((5, 513, 3), 1, False, True),
+    ((2, 3, 4, 5, 6), 1, False, True),
+    ((11,), 2, False, False),
+    ((4, 16, 33, 35), 1, True, True),
+]
+JET_CASES = [
+    *(JetCase(act, *structure) for act, structure in itertools.product(ACTIVATIONS, _STRUCTURES)),
+    *(JetCase(Activation("softplus", beta=10.0), *structure) for structure in _SOFTPLUS_STRUCTURES),
+]
+
+
+def scales(act: Activation, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the magnitudes of the terms that sum to s, s', s'' at a (float64): what an error is relative to.
+
+    Softplus, and whatever else is a product, is held to its own value.
+    """
+    with fastxai.backend("reference"):
+        y, kept = activation.push(act, a)
+    d1, d2 = activation.derivatives(act, kept)
+    p, size = torch.sigmoid(a), a.abs()
+
+    def slope(z: Tensor) -> Tensor:
+        return torch.sigmoid(z) * torch.sigmoid(-z)
+
+    match act.name:
+        case "silu":
+            return y.abs(), p + size * slope(a), slope(a) * (2 + size)
+        case "gelu":
+            density = torch.exp(-a * a / 2) * (2 * torch.pi) ** -0.5
+            return size, 1 + size * density, density * (2 + a * a)
+        case "gelu_tanh":
+            c = (2 / torch.pi) ** 0.5
+            u, du, ddu = c * (size + 0.044715 * size**3), c * (1 + 3 * 0.044715 * a * a), 6 * c * 0.044715 * size
+            dt = 4 * slope(2 * u)
+            # exp at the rounded argument 2u
+            d2 = (dt * du + size * dt * (ddu / 2 + du * du)) * (1 + 2 * u)
+            return size, 1 + size * dt * du, d2
+        case "relu6" if act.second == "curvature":
+            return y.abs(), d1, act.beta * (slope(act.beta * a) + slope(act.beta * (a - 6)))
+    return y.abs(), d1.abs(), d2.abs()
+
+
+def close(got: Tensor, want: Tensor, scale: Tensor, tolerance: float, what: str) -> None:
+    """Assert |got - want| <= tolerance * scale for each element, numbers far below the smallest normal one aside."""
+    assert got.shape == want.shape, what
+    if not want.numel():
+        return
+    error = (got.to("cpu", torch.float64) - want).abs() - 1e-3 * torch.finfo(got.dtype).smallest_normal
+    worst = (error - tolerance * scale).argmax()
+    assert bool((error <= tolerance * scale).all()), (
+        f"{what}: got {got.flatten()[worst]}, want {want.flatten()[worst]}, scale {scale.flatten()[worst]}"
+    )
+
+
+def check_jet(case: JetCase, backend: str, dtype: torch.dtype, tolerance: float, device: str = "cpu") -> None:
+    """Run push, pull and pull_primal on a backend and compare with the reference in float64."""
+    act, s = case.act, case.directions
+    a, nu, bias = case.tensors(dtype, device)
+    before = [x.clone() for x in (a, nu)]
+    a_v, nu_v, nu_0 = a[case.shape[0] :], nu[: case.shape[0]], nu[case.shape[0] :]
+    with fastxai.backend(backend):
+        y, kept = activation.push(act, a, s, bias)
+        mu = activation.pull(act, kept, a_v if s else None, nu, s)
+        if s:
+            primal = activation.pull_primal(act, kept, a_v, nu_v, nu_0, s)
+            curved = activation.pull_primal(act, kept, a_v, nu_v, None, s)
+    assert torch.equal(a, before[0]) and torch.equal(nu, before[1])
+    assert y.dtype == kept.dtype == mu.dtype == dtype
+    assert y.stride() == a.stride() and mu.stride() == nu.stride()
+
+    wide = [None if x is None else x.to("cpu", torch.float64) for x in (a, nu, bias)]
+    n = case.shape[0]
+    with fastxai.backend("reference"):
+        want_y, want_kept = activation.push(act, wide[0], s, wide[2])
+        want_mu = activation.pull(act, want_kept, wide[0][n:] if s else None, wide[1], s)
+        want_curved = activation.pull_primal(act, want_kept, wide[0][n:], wide[1][:n], None, s)
+    biased = wide[0][:n] + (0 if bias is None else wide[2].view(-1, *[1] * (a.dim() - 2)))
+    scale_y, scale_1, scale_2 = scales(act, biased)
+    a_v, nu_v, nu_0 = (x.abs() for x in (wide[0][n:], wide[1][:n], wide[1][n:]))
+    repeat = (s, *[1] * (a.dim() - 1))  # primal scales beside each direction
+    scale_curved = scale_2.repeat(repeat) * a_v * nu_v.repeat(repeat)
+    scale_primal = scale_1.repeat(repeat) * nu_0 + scale_curved
+    close(kept, want_kept, want_kept.abs(), tolerance, "kept")
+    close(y, want_y, torch.cat([scale_y, scale_1.repeat(repeat) * a_v]), tolerance, "y")
+    close(mu, want_mu, torch.cat([scale_1 * nu_v, scale_primal]), tolerance, "mu")
+    if s:
+        close(primal, want_mu[n:], scale_primal, tolerance, "mu_0")
+        close(curved, want_curved, scale_curved, tolerance, "mu_0 without nu_0")
+
+
+@dataclass(frozen=True)
+class PoolCase:
+    """One window on one shape: [KN, C, H, W], channels first or last."""
+
+    window: Window
+    shape: tuple[int, int, int, int]
+    components: int = 1
+    last: bool = False
+
+    def __str__(self) -> str:
+        w = self.window
+        pairs = "-".join("x".join(map(str, p)) for p in (w.kernel, w.stride, w.padding, w.dilation))
+        size = "x".join(map(str, self.shape))
+        return f"{pairs}{'-ceil' * w.ceil_mode}-{size}-K{self.components}{'-last' * self.last}"
+
+    def tensor(self, dtype: torch.dtype, device: str) -> Tensor:
+        """Return x with many ties, and with NaN and infinities among component 0."""
+        seed = torch.Generator().manual_seed(11)
+        x = torch.randint(-3, 4, (self.components * self.shape[0], *self.shape[1:]), generator=seed).float()
+        special = torch.rand(x[: self.shape[0]].shape, generator=seed)
+        for low, value in ((0.00, torch.nan), (0.01, torch.inf), (0.02, -torch.inf)):
+            x[: self.shape[0]][(special > low) & (special < low + 0.01)] = value
+        return place(x, self.last, dtype, device)
+
+
+WINDOWS = (
+    Window((2, 2), (2, 2)),
+    Window((3, 3), (2, 2), (1, 1)),
+    Window((3, 3), (2, 2)),
+    Window((3, 3), (2, 2), ceil_mode=True),
+    Window((2, 2), (2, 2), ceil_mode=True),
+    Window((3, 3), (1, 1), (1, 1)),
+    Window((3, 2), (1, 3), (1, 0), (2, 1)),
+    Window((2, 2), (3, 3)),
+    Window((5, 1), (2, 1), (2, 0)),
+    Window((13, 15), (1, 1)),
+)
+POOL_CASES = [
+    *(PoolCase(w, (2, 5, 13, 15), 3, last) for w in WINDOWS for last in (False, True)),
+    *(PoolCase(w, (2, 300, 14, 16), 2, last) for w in WINDOWS[:2] for last in (False, True)),
+    *(PoolCase(WINDOWS[0], (0, 3, 8, 8), 2, last) for last in (False, True)),
+    PoolCase(WINDOWS[0], (3, 1, 6, 6), 1, True),
+    PoolCase(WINDOWS[0], (3, 7, 2, 2), 2, True),
+]
+
+
+def check_pool(case: PoolCase, backend: str, dtype: torch.dtype, device: str = "cpu") -> None:
+    """Run push, push at a given index, and pull on a backend; all are exact, so compare bit by bit."""
+    x = case.tensor(dtype, device)
+    n, k, window = case.shape[0], case.components, case.window
+    with fastxai.backend(backend):
+        y, index = max_pool.push(x, window, k)
+        again, _ = max_pool.push(x[n:], window, k - 1, index) if k > 1 else (y[n:], index)
+        nu = (y.nan_to_num(1, 2, 3) + 1).round()
+        mu = max_pool.pull(nu, window, index, (x.shape[2], x.shape[3]))
+    with fastxai.backend("reference"):
+        want_y, want_index = max_pool.push(x.cpu(), window, k)
+        want_mu = max_pool.pull(nu.cpu(), window, want_index, (x.shape[2], x.shape[3]))
+    exact = {"rtol": 0, "atol": 0, "equal_nan": True}
+    torch.testing.assert_close(y.cpu(), want_y, **exact)
+    torch.testing.assert_close(index.cpu(), want_index, **exact)
+    torch.testing.assert_close(again, y[n:], **exact)
+    torch.testing.assert_close(mu.cpu(), want_mu, **exact)
+    if case.last and x.numel():
+        assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (y, index, mu))
