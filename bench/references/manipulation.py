@@ -1,4 +1,4 @@
-"""[M] eq. 4 in plain autograd, from the paper: double backward through the softplus network. What fastxai is compared to.
+"""[M] eq. 4 in plain autograd, from the paper: double backward through the softplus network.
 
 loss = c P^2 mean_p (h(x_adv)_p - h_t,p)^2 + gamma mean_k (softmax g(x_adv)_k - softmax g(x)_k)^2        per sample
 h = sum over channels of |nabla g_k|, divided by its sum; beta(t) = beta_0 (beta_e / beta_0)^(t/T); Adam; clamp
@@ -31,7 +31,8 @@ def smoothed(model: nn.Module) -> nn.Module:
     """A copy of the model, in eval mode and with frozen weights, whose nn.ReLU modules are ``Smooth``."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(model.modules()):
-        for name, child in module.named_children():
+        # named_children would name a module that is used twice only once.
+        for name, child in module._modules.items():
             if isinstance(child, nn.ReLU):
                 setattr(module, name, Smooth())
     return model

@@ -102,9 +102,17 @@ def build(trace: Trace) -> tuple[Node, Node, list[tuple[str, str, str]]]:
         for value, node in zip(call.outputs, made, strict=True):
             if not reason and node.shape != value.shape:
                 raise AssertionError(f"{name} at {call.path!r}: built {node.shape}, recorded {value.shape}")
-            node.path = node.path or call.path
+            _name(node, call.path, set(nodes.values()))
             nodes[value] = node
     return start, nodes[trace.output], rows
+
+
+def _name(node: Node, path: str, known: set[Node]) -> None:
+    """Give a module's path to the nodes that were made for one of its calls."""
+    if node not in known:
+        node.path = path
+        for parent in node.inputs:
+            _name(parent, path, known)
 
 
 class Graph:

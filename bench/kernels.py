@@ -1,0 +1,195 @@
+"""The elementwise kernels and max-pooling against PyTorch: values compared first, then medians of interleaved runs.
+
+``python bench/kernels.py [--device cpu|cuda] [--small]``. GB/s counts the bytes that must move, each operand once, the
+same for both sides; the yardstick of a pull is a copy of as many bytes. On a GPU both backends run, because a CUDA
+version is kept only where it is at least 10% faster than Triton's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from _measure import interleaved, machine, table
+from torch import Tensor
+
+import fastxai
+from fastxai.kernels import activation as jets
+from fastxai.kernels import max_pool
+from fastxai.kernels.activation import Activation
+from fastxai.kernels.max_pool import Window
+
+BETA = 10.0
+ACT = Activation("softplus", BETA)
+POOL = Window((2, 2), (2, 2))
+# of the largest value: sums of terms of either sign have no relative error of their own
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+Result = tuple[Tensor, ...]
+
+
+@dataclass
+class Case:
+    """One kernel, its rival, the bytes it must move, and what its results (put in comparable form) must equal."""
+
+    name: str
+    rival: str
+    ours: Callable[[], Result]
+    theirs: Callable[[], Result]
+    moved: int
+    exact: Result
+    comparable: Callable[..., Result] = lambda *out: out
+    rival_computes: bool = True
+
+
+def slopes(kept: Tensor) -> Tensor:
+    """s' = p from the kept number."""
+    return torch.where(torch.signbit(kept), kept.abs(), 1 - kept.abs())
+
+
+def push_cases(a: Tensor, a_v: Tensor) -> list[Case]:
+    """The value with its derivative, and the order-1 push."""
+    unit, jet = a.numel() * a.element_size(), torch.cat([a, a_v])
+    y, p = -F.logsigmoid(-BETA * a.double()) / BETA, torch.sigmoid(BETA * a.double())
+
+    def theirs() -> Result:
+        p = torch.sigmoid(BETA * a)
+        return F.softplus(a, BETA), p * a_v, p
+
+    return [
+        Case(
+            "softplus, value and derivative", "F.softplus + torch.sigmoid",
+            lambda: jets.push(ACT, a), lambda: (F.softplus(a, BETA), torch.sigmoid(BETA * a)),
+            3 * unit, (y, p), lambda y, kept: (y, slopes(kept)),
+        ),
+        Case(
+            "softplus, push of order 1", "F.softplus + torch.sigmoid * a_v",
+            lambda: jets.push(ACT, jet, 1), theirs,
+            5 * unit, (y, p * a_v.double(), p), lambda y, kept: (*y.chunk(2), slopes(kept)),
+        ),
+    ]  # fmt: skip
+
+
+def pull_case(a: Tensor, a_v: Tensor, directions: int) -> Case:
+    """The order-1 pull, beside a copy that moves as many bytes."""
+    _, kept = jets.push(ACT, a)
+    many = a_v.repeat(directions, 1, 1, 1)
+    nu = torch.cat([a_v.flip(0), many.flip(0)])
+    units = 2 + 2 * directions + 1 + directions
+    source = torch.empty(units * a.numel() // 2, dtype=a.dtype, device=a.device).normal_()
+    target = torch.empty_like(source)
+    m = kept.double()
+    p, q = slopes(m), m.abs()
+    wide = nu.double().unflatten(0, (1 + directions, -1))
+    mu = p * wide
+    mu[1:] += BETA * q * (1 - q) * a_v.double() * wide[0]
+    return Case(
+        f"softplus, pull of order 1, S = {directions}", "copy",
+        lambda: (jets.pull(ACT, kept, many, nu, directions),), lambda: (target.copy_(source),),
+        units * a.numel() * a.element_size(), (mu.flatten(0, 1),), rival_computes=False,
+    )  # fmt: skip
+
+
+def pool_cases(x: Tensor, x_v: Tensor) -> list[Case]:
+    """2 x 2 max-pooling of two components by the argmax of the first, channels last."""
+    x, x_v = (t.contiguous(memory_format=torch.channels_last) for t in (x, x_v))
+    jet = torch.cat([x, x_v])
+    size = (x.shape[2], x.shape[3])
+    y, index = max_pool.push(jet, POOL, 2)
+    nu = torch.randn_like(y)
+    first, second = nu.chunk(2)
+    _, where = F.max_pool2d(x, 2, return_indices=True)
+    geometry = ((2, 2), (2, 2), (0, 0), (1, 1), False)
+
+    def gathered(t: Tensor) -> Tensor:
+        return t.flatten(2).gather(2, where.flatten(2)).view_as(where)
+
+    def theirs_push() -> Result:
+        return F.max_pool2d(x, 2, return_indices=True)[0], gathered(x_v)
+
+    def theirs_pull() -> Result:
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return backward(first, x, *geometry, where), backward(second, x_v, *geometry, where)
+
+    moved = (jet.numel() + y.numel()) * x.element_size() + index.numel()
+    exact_pull = tuple(F.max_unpool2d(half.double(), where, 2, output_size=size) for half in (first, second))
+    return [
+        Case(
+            "max-pool, push of two components", "F.max_pool2d + gather",
+            lambda: max_pool.push(jet, POOL, 2), theirs_push,
+            moved, (gathered(x).double(), gathered(x_v).double()), lambda y, _: y.chunk(2),
+        ),
+        Case(
+            "max-pool, pull of two components", "max_pool2d_backward, twice",
+            lambda: (max_pool.pull(nu, POOL, index, size),), theirs_pull,
+            moved, exact_pull, lambda mu: mu.chunk(2),
+        ),
+    ]  # fmt: skip
+
+
+def verify(case: Case, backend: str, result: Result, *, ours: bool) -> float:
+    """Return the largest error relative to the largest value; SystemExit beyond the tolerance: no time is printed."""
+    got = case.comparable(*result) if ours else result
+    errors = [
+        ((g.double() - e).abs().max() / e.abs().max().clamp(min=1e-30)).item()
+        for g, e in zip(got, case.exact, strict=True)
+    ]
+    bound = TOLERANCE[got[0].dtype]
+    if not max(errors) <= bound:
+        raise SystemExit(f"{case.name}, {backend}: error {max(errors):.1e} above {bound:.0e}; no time is reported")
+    return max(errors)
+
+
+def run(case: Case, backends: list[str], repeats: int, device: str) -> list[list[str]]:
+    """Check every contender, time all of them in one interleaved run, and return the table's rows."""
+
+    def under(backend: str) -> Callable[[], Result]:
+        def call() -> Result:
+            with fastxai.backend(backend):
+                return case.ours()
+
+        return call
+
+    calls: dict[str, Callable[[], Result]] = {name: under(name) for name in backends}
+    errors = {name: f"{verify(case, name, call(), ours=True):.0e}" for name, call in calls.items()}
+    errors[case.rival] = f"{verify(case, case.rival, case.theirs(), ours=False):.0e}" if case.rival_computes else ""
+    calls[case.rival] = case.theirs
+    seconds = interleaved(calls, repeats, least=2e-3, device=device)
+    dtype = str(case.ours()[0].dtype).removeprefix("torch.")
+    rows = []
+    for name, s in seconds.items():
+        figures = f"{s * 1e3:.3f}", f"{case.moved / s / 1e9:.1f}", f"{seconds[case.rival] / s:.2f}"
+        rows.append([case.name, dtype, name, *figures, errors[name]])
+    return rows
+
+
+def main() -> None:
+    """Run every case and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--small", action="store_true", help="tiny operands: a test that everything runs")
+    parser.add_argument("--repeats", type=int, default=20)
+    args = parser.parse_args()
+    backends = ["triton", "cuda"] if args.device == "cuda" else ["cpu"]
+    for name in backends:
+        if fastxai.available()[name]:
+            raise SystemExit(f"backend {name!r} cannot run here: {fastxai.available()[name]}")
+    torch.manual_seed(0)
+    print(machine())
+    # on a GPU far above its second-level cache, so that what is timed is memory
+    rows = 3 if args.small else 64 if args.device == "cpu" else 1024
+    report = []
+    for dtype in (torch.float32, torch.bfloat16) if args.device == "cuda" else (torch.float32,):
+        a, a_v = (torch.randn(rows, 32, 32, 32, device=args.device).to(dtype) for _ in range(2))
+        for case in [*push_cases(a, a_v), pull_case(a, a_v, 1), pull_case(a, a_v, 4)]:
+            report += run(case, backends, args.repeats, args.device)
+        for case in pool_cases(a, a_v):
+            gpu_pool = [name for name in backends if name != "cuda"]  # one kernel serves both: there is no CUDA pool
+            report += run(case, gpu_pool, args.repeats, args.device)
+    print(table(["kernel", "dtype", "by", "ms", "GB/s", "x rival", "error"], report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""[M] eq. 4 on ResNet-20 and CIFAR-10: fastxai against the same loop in plain autograd, quality first, then time.
+
+``python bench/manipulation.py [--pairs 16] [--steps 300] [--small]``. Pairs of random test images: the first is moved
+to the Gradient map of the second. Both loops run in full and are judged on the ReLU network; milliseconds per iteration
+are medians of interleaved blocks of further iterations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from _measure import machine, table
+from _networks import NETWORKS, SHARED
+from references import manipulation as plain
+from torch import Tensor, nn
+
+import fastxai
+from fastxai.attacks import Manipulation
+from fastxai.data import cifar10
+from fastxai.explainers import Gradient, reduce_map
+from fastxai.metrics import mse, pcc, ssim
+
+MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+# In normalised units; an image-space step is smaller by the mean standard deviation.
+LR = {"normalised": 1e-3, "image": 1e-3 * STD.mean().item()}
+
+
+class Normalise(nn.Module):
+    """What ``mean=`` and ``std=`` are to a compiled net."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - MEAN) / STD
+
+
+@dataclass
+class Case:
+    """One batch of pairs, and both attacks on it."""
+
+    x: Tensor
+    target_map: Tensor
+    attack: Manipulation
+    model: nn.Module
+    settings: plain.Settings
+
+    def unit(self, images: Tensor) -> Tensor:
+        """Return images in [0, 1]."""
+        return (images - self.settings.low) / (self.settings.high - self.settings.low)
+
+
+class Clocked(Gradient):
+    """The Gradient map, and when each iteration asked for it."""
+
+    def __init__(self, net: fastxai.Net) -> None:
+        super().__init__(net)
+        self.stamps: list[float] = []
+
+    def map_and_scores(self, x: Tensor, target: Any = None, *, net: Any = None, parameters: bool = True) -> Any:
+        if net is not self.net:
+            self.stamps.append(time.perf_counter())
+        return super().map_and_scores(x, target, net=net, parameters=parameters)
+
+
+def case(args: argparse.Namespace) -> Case:
+    """Return the seeded pairs and the attacks."""
+    images = cifar10(SHARED / "data" / "cifar10")[0]
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: 2 * args.pairs]
+    x = images[chosen].float().contiguous() / 255
+    model = NETWORKS["resnet20"][0]()
+    if args.space == "normalised":
+        x, low, high = (x - MEAN) / STD, (0 - MEAN) / STD, (1 - MEAN) / STD
+        net = fastxai.compile(model)
+    else:
+        low, high = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+        net = fastxai.compile(model, MEAN.flatten(), STD.flatten())
+        model = nn.Sequential(Normalise(), model)
+    source, goal = x.chunk(2)
+    settings = plain.Settings(
+        steps=args.steps,
+        lr=args.lr or LR[args.space],
+        beta=(args.beta[0], args.beta[1]),
+        c=args.c,
+        gamma=args.gamma,
+        low=low,
+        high=high,
+        judge_every=args.judge_every,
+    )
+    attack = Manipulation(
+        Gradient(net),
+        steps=settings.steps,
+        lr=settings.lr,
+        beta=settings.beta,
+        c=settings.c,
+        gamma=settings.gamma,
+        bounds=(low.flatten(), high.flatten()),
+        judge_every=settings.judge_every,
+    )
+    return Case(source.contiguous(), reduce_map(net.gradient(goal)), attack, plain.smoothed(model), settings)
+
+
+def row(name: str, case: Case, images: Tensor, maps: Tensor, seconds: float) -> list[str]:
+    """Return the figures of one loop, judged on the ReLU network in plain autograd."""
+    plain.set_beta(case.model, None)
+    with torch.no_grad():
+        after, before = case.model(images), case.model(case.x)
+    moved = (after.softmax(1) - before.softmax(1)).norm(dim=1)
+    kept = after.argmax(1) == before.argmax(1)
+    return [
+        name,
+        f"{pcc(maps, case.target_map).median():.4f}",
+        f"{ssim(maps, case.target_map).median():.4f}",
+        f"{mse(case.unit(images), case.unit(case.x)).median():.2e}",
+        f"{mse(case.unit(images), case.unit(case.x)).max():.2e}",
+        f"{int(kept.sum())}/{len(kept)}",
+        f"{moved.median():.1e}",
+        f"{seconds:.1f}",
+    ]
+
+
+def heatmap(case: Case, images: Tensor) -> Tensor:
+    """Return the Gradient map of the ReLU network in plain autograd."""
+    plain.set_beta(case.model, None)
+    classes = case.model(case.x).argmax(1)
+    return plain.heatmap(case.model, images.detach().requires_grad_(), classes, create_graph=False)[0].detach()
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Return (result, seconds)."""
+    start = time.perf_counter()
+    return call(), time.perf_counter() - start
+
+
+def quality(case: Case) -> list[list[str]]:
+    """Run both attacks in full."""
+    ours, ours_seconds = timed(lambda: case.attack.perturb(case.x, case.target_map, progress=True))
+    theirs, plain_seconds = timed(lambda: plain.manipulate(case.model, case.x, case.target_map, case.settings))
+    return [
+        row("original images", case, case.x, heatmap(case, case.x), 0.0),
+        row("fastxai", case, ours.images, heatmap(case, ours.images), ours_seconds),
+        row("plain autograd", case, theirs.images, heatmap(case, theirs.images), plain_seconds),
+    ]
+
+
+def _plain_block(model: nn.Module, case: Case, x: Tensor, steps: int) -> float:
+    stamps: list[float] = []
+    settings = replace(case.settings, steps=steps)
+    plain.manipulate(model, x, case.target_map, settings, lambda *_: stamps.append(time.perf_counter()))
+    return (stamps[-1] - stamps[0]) / (steps - 1)
+
+
+def _fastxai_block(case: Case, steps: int) -> float:
+    clocked = Clocked(case.attack.explainer.net)
+    replace(case.attack, explainer=clocked, steps=steps).perturb(case.x, case.target_map)
+    return (clocked.stamps[-1] - clocked.stamps[0]) / (steps - 1)
+
+
+def speed(case: Case, blocks: int) -> list[list[str]]:
+    """Return seconds per iteration of each way: medians of interleaved blocks."""
+    # A block holds one judgement, as any judge_every iterations do.
+    steps = max(2, case.settings.judge_every + 1)
+    last = plain.smoothed(case.model).to(memory_format=torch.channels_last)
+    x_last = case.x.contiguous(memory_format=torch.channels_last)
+    ways: dict[str, Callable[[], float]] = {
+        "fastxai": lambda: _fastxai_block(case, steps),
+        "plain autograd": lambda: _plain_block(case.model, case, case.x, steps),
+        "plain, channels-last": lambda: _plain_block(last, case, x_last, steps),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(blocks):
+        for name, block in ways.items():
+            times[name].append(block())
+    medians = {name: torch.tensor(t).median().item() for name, t in times.items()}
+    return [
+        [name, f"{m * 1e3:.1f}", f"{min(times[name]) * 1e3:.1f}", f"{m / medians['fastxai']:.2f}"]
+        for name, m in medians.items()
+    ]
+
+
+def main() -> None:
+    """Run both loops and print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--lr", type=float, help=f"in the space's units; by default {LR}")
+    parser.add_argument("--c", type=float, default=10.0)
+    parser.add_argument("--gamma", type=float, default=100.0)
+    parser.add_argument("--beta", type=float, nargs=2, default=[10.0, 100.0])
+    parser.add_argument("--judge-every", type=int, default=10)
+    parser.add_argument("--space", choices=list(LR), default="normalised")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=5, help="timed blocks of each way")
+    parser.add_argument("--small", action="store_true", help="two pairs, few steps, to see that it runs")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.small:
+        args.pairs, args.steps, args.judge_every, args.blocks = 2, 6, 3, 1
+    made = case(args)
+    print(machine())
+    chosen = ("pairs", "steps", "beta", "c", "gamma", "judge_every", "space", "seed")
+    print(", ".join(f"{name} {getattr(args, name)}" for name in chosen) + f", lr {made.settings.lr:.2g}, Adam, softmax")
+    columns = ["how", "PCC to target", "SSIM", "image MSE", "(largest)", "class kept", "softmax moved", "s"]
+    print(table(columns, quality(made)))
+    print(table(["how", "ms/iteration", "(fastest)", "x fastxai"], speed(made, args.blocks)))
+
+
+if __name__ == "__main__":
+    main()
