@@ -1,0 +1,119 @@
+"""What an attack hands back: images, maps, and how far each of them moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastxai.metrics import mse, pcc, ssim
+
+__all__ = ["AttackResult", "Metrics", "OutputChange", "Similarity"]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How alike two batches are, per sample.
+
+    Attributes:
+        pcc, ssim, mse: [N] each.
+    """
+
+    pcc: Tensor
+    ssim: Tensor
+    mse: Tensor
+
+    @classmethod
+    def between(cls, a: Tensor, b: Tensor, data_range: float | None = None) -> Similarity:
+        """Compare two batches of maps or images [N, ...]; ``data_range`` is the SSIM's (None: per pair)."""
+        return cls(pcc(a, b), ssim(a, b, data_range), mse(a, b))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The three comparisons that [M] reports.
+
+    Attributes:
+        to_target: the manipulated image's map against the target map.
+        to_original: the manipulated image's map against the original image's map.
+        image: the manipulated image against the original, both in [0, 1].
+    """
+
+    to_target: Similarity
+    to_original: Similarity
+    image: Similarity
+
+
+@dataclass(frozen=True)
+class OutputChange:
+    """What the attack did to the output of the model as given ([M1] figs. 10 and 11).
+
+    Attributes:
+        classes, original_classes: predicted class after and before, LongTensor [N].
+        confidence, original_confidence: softmax probability of that class, [N].
+        softmax, logits: norm of the change of the probabilities and of the scores, [N].
+    """
+
+    classes: Tensor
+    original_classes: Tensor
+    confidence: Tensor
+    original_confidence: Tensor
+    softmax: Tensor
+    logits: Tensor
+
+    @classmethod
+    def between(cls, scores: Tensor, original: Tensor) -> OutputChange:
+        """Compare scores after and before, [N, K] each."""
+        p, p_0 = scores.softmax(1), original.softmax(1)
+        (confidence, classes), (confidence_0, classes_0) = p.max(1), p_0.max(1)
+        norms = ((a - b).norm(dim=1) for a, b in ((p, p_0), (scores, original)))
+        return cls(classes, classes_0, confidence, confidence_0, *norms)
+
+    @property
+    def confidence_change(self) -> Tensor:
+        """Change of the winning probability, [N]."""
+        return self.confidence - self.original_confidence
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """The best iterate of every sample, judged on the model as given.
+
+    Attributes:
+        images: [N, C, H, W].
+        maps, target_maps, original_maps: post-processed [N, H, W]: channels summed as |.|, each map's sum is 1.
+        class_kept: the predicted class is the original image's, [N] bool.
+        output_change: how far the output moved.
+        metrics: how alike maps and images are.
+        history: per iteration the terms of the loss, [T, N] each.
+        best_step: the iteration whose result ``images`` holds, LongTensor [N]; 0 is the original image, which stays
+            where no iterate kept the class and lowered the map term.
+        interrupted: stopped by Ctrl-C; everything above holds for the iterations that ran.
+    """
+
+    images: Tensor
+    maps: Tensor
+    target_maps: Tensor
+    original_maps: Tensor
+    class_kept: Tensor
+    output_change: OutputChange
+    metrics: Metrics
+    history: dict[str, Tensor]
+    best_step: Tensor
+    interrupted: bool = False
+
+    def __str__(self) -> str:
+        """Return the figures of [M]'s tables, as medians over the batch."""
+        rows = (("map to target", self.metrics.to_target), ("map to original", self.metrics.to_original))
+        lines = [
+            f"{name:<16} PCC {median(s.pcc):6.3f}  SSIM {median(s.ssim):6.3f}  MSE {median(s.mse):.2e}"
+            for name, s in (*rows, ("image", self.metrics.image))
+        ]
+        kept = f"class kept {int(self.class_kept.sum())}/{len(self.class_kept)}"
+        return "\n".join([*lines, f"{kept}, softmax moved by {median(self.output_change.softmax):.1e} (medians)"])
+
+
+def median(values: Tensor) -> float:
+    """Return the median over the batch, the mean of the two middle values where N is even; NaN of nothing."""
+    return torch.quantile(values.double(), 0.5).item() if values.numel() else float("nan")

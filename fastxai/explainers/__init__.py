@@ -1,0 +1,9 @@
+"""Explanation maps: Captum's ``.attribute``, differentiable in the inputs and in the model's parameters."""
+
+from fastxai.explainers._base import Explainer as Explainer
+from fastxai.explainers.gradient import Gradient as Gradient
+from fastxai.explainers.input_x_gradient import InputXGradient as InputXGradient
+from fastxai.explainers.postprocess import reduce_map as reduce_map
+from fastxai.explainers.saliency import Saliency as Saliency
+
+__all__ = ["Explainer", "Gradient", "InputXGradient", "Saliency", "reduce_map"]
