@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from fastxai import _check
 from fastxai.engine.trace import evaluation
 from fastxai.kernels import activation as kernel
 from fastxai.kernels.activation import Activation
@@ -97,7 +98,11 @@ class Fallback:
         fed = self.prepare(x)
         # A copy, for a model that writes into its input; the one attention kernel that has a second derivative.
         with evaluation(self.model), sdpa_kernel(SDPBackend.MATH), _Replace(rule):
-            return self.model(fed.clone() if fed is x else fed)
+            scores = self.model(fed.clone() if fed is x else fed)
+        _check.require(isinstance(scores, Tensor), "model", "return scores [N, K]", type(scores).__name__, TypeError)
+        good = scores.dim() == 2 and scores.shape[0] == x.shape[0]
+        _check.require(good, "model", "return scores [N, K]", list(scores.shape))
+        return scores
 
     @torch.no_grad()
     def scores(self, x: Tensor, acts: Any) -> Tensor:
