@@ -23,9 +23,11 @@
 namespace fastxai {
 
 // The order is that of NAMES and SECOND in fastxai/kernels/activation.py; a test compares the two.
-enum class Act : int { identity, softplus, sigmoid, tanh, silu, gelu, gelu_tanh, elu, relu, relu6, leaky_relu };
-constexpr const char* act_names[] = {"identity",  "softplus", "sigmoid", "tanh",  "silu",      "gelu",
-                                     "gelu_tanh", "elu",      "relu",    "relu6", "leaky_relu"};
+enum class Act : int {
+  identity, softplus, sigmoid, tanh, silu, gelu, gelu_tanh, elu, relu, relu6, leaky_relu, softplus6, leaky_softplus
+};
+constexpr const char* act_names[] = {"identity", "softplus", "sigmoid", "tanh",       "silu",      "gelu",          "gelu_tanh",
+                                     "elu",      "relu",     "relu6",   "leaky_relu", "softplus6", "leaky_softplus"};
 enum class Second : int { own, curvature, none };
 
 // What Python passes: one activation, without a dtype.
@@ -254,6 +256,19 @@ FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
     out.y = a > 0 ? a : c.alpha * e.minus_one();
     out.d1 = a > 0 ? T(1) : low;
     out.d2 = a > 0 ? T(0) : low;
+  } else if constexpr (act == Act::softplus6) {
+    // softplus(a) - softplus(a - 6): the kinked parts subtract to a clamp, exactly
+    const T below = power(-absolute(a), c.rate).exp(), above = power(-absolute(a - 6), c.rate).exp();
+    const T low = ratio(below, 1 + below), high = ratio(above, 1 + above);
+    const T clamped = a > 6 ? T(6) : a;
+    out.y = (a < 0 ? T(0) : clamped) + (log1p(below) - log1p(above)) * c.inverse;
+    out.d1 = a > 6 ? high - low : (a > 0 ? 1 - low - high : low - high);
+    out.d2 = c.beta * (low * (1 - low) - high * (1 - high));
+  } else if constexpr (act == Act::leaky_softplus) {
+    const T e = power(-absolute(a), c.rate).exp(), q = ratio(e, 1 + e), rest = 1 - c.alpha;
+    out.y = c.alpha * a + rest * ((a > 0 ? a : T(0)) + log1p(e) * c.inverse);
+    out.d1 = c.alpha + rest * (negative(a) ? q : 1 - q);
+    out.d2 = rest * (c.beta * (q * (1 - q)));
   } else if constexpr (act == Act::relu || act == Act::relu6 || act == Act::leaky_relu) {
     const T low = act == Act::leaky_relu ? c.alpha : T(0);
     if constexpr (act == Act::leaky_relu) {
@@ -285,7 +300,7 @@ FASTXAI_INLINE Jet<T> recall(T kept, const Scalars<T>& c) {
 
 // True if s'' is zero everywhere.
 inline bool is_flat(const Activation& act) {
-  const bool relu_like = act.code >= int(Act::relu);
+  const bool relu_like = act.code >= int(Act::relu) && act.code <= int(Act::leaky_relu);
   return act.code == int(Act::identity) || (relu_like && act.second != int(Second::curvature));
 }
 
@@ -311,6 +326,8 @@ FASTXAI_HOST_INLINE void visit(const Activation& act, F&& f) {
     case Act::relu: return curved ? f(Choice<Act::relu, true>{}) : f(Choice<Act::relu>{});
     case Act::relu6: return curved ? f(Choice<Act::relu6, true>{}) : f(Choice<Act::relu6>{});
     case Act::leaky_relu: return curved ? f(Choice<Act::leaky_relu, true>{}) : f(Choice<Act::leaky_relu>{});
+    case Act::softplus6: return f(Choice<Act::softplus6>{});
+    case Act::leaky_softplus: return f(Choice<Act::leaky_softplus>{});
   }
 }
 

@@ -30,10 +30,24 @@ from fastxai.kernels import _native
 __all__ = ["NAMES", "RELU_LIKE", "Activation", "pull", "pull_primal", "push"]
 
 # The position in this tuple is the activation's number in csrc/math.h and kernels/triton/activation.py.
-NAMES = ("identity", "softplus", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "elu", "relu", "relu6", "leaky_relu")
+NAMES = (
+    "identity",
+    "softplus",
+    "sigmoid",
+    "tanh",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "elu",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "softplus6",
+    "leaky_softplus",
+)
 RELU_LIKE = ("relu", "relu6", "leaky_relu")
 SECOND = ("own", "curvature", "none")
-MONOTONE = ("identity", "softplus", "sigmoid", "tanh", "elu", "relu", "relu6", "leaky_relu")
+MONOTONE = ("identity", "softplus", "sigmoid", "tanh", "elu", *RELU_LIKE, "softplus6", "leaky_softplus")
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ class Activation:
         """How the compiled kernels take this activation: code, number of the second derivative, beta, alpha."""
         return self.code, SECOND.index(self.second), float(self.beta), float(self.alpha)
 
-    @property
+    @cached_property
     def flat(self) -> bool:
         """True if s'' is zero everywhere."""
         return self.name == "identity" or (self.name in RELU_LIKE and self.second != "curvature")
@@ -82,7 +96,7 @@ class Activation:
     @property
     def monotone(self) -> bool:
         """True if s never decreases, so that max-pooling commutes with it."""
-        return self.name in MONOTONE and not (self.name in ("leaky_relu", "elu") and self.alpha < 0)
+        return self.name in MONOTONE and not (self.name in ("leaky_relu", "leaky_softplus", "elu") and self.alpha < 0)
 
 
 class Derivatives(NamedTuple):
@@ -118,6 +132,10 @@ def value(act: Activation, a: Tensor) -> Tensor:
             return F.relu(a)
         case "relu6":
             return F.relu6(a)
+        case "softplus6":
+            return (F.logsigmoid(-act.beta * (a - 6)) - F.logsigmoid(-act.beta * a)) / act.beta
+        case "leaky_softplus":
+            return act.alpha * a - (1 - act.alpha) * F.logsigmoid(-act.beta * a) / act.beta
         case _:
             return F.leaky_relu(a, act.alpha)
 
@@ -157,6 +175,15 @@ def derivatives(act: Activation, kept: Tensor) -> tuple[Tensor, Tensor]:
             return torch.where(a > 0, torch.ones_like(a), low), torch.where(a > 0, torch.zeros_like(a), low)
         case "identity":
             return torch.ones_like(a), torch.zeros_like(a)
+        case "softplus6":
+            # p(a) - p(a - 6), from the smaller of p and 1 - p on each side
+            low, high = _small(beta * a), _small(beta * (a - 6))
+            d1 = torch.where(a > 6, high - low, torch.where(a > 0, 1 - low - high, low - high))
+            return d1, beta * (low * (1 - low) - high * (1 - high))
+        case "leaky_softplus":
+            q = _small(beta * a)
+            slope = torch.where(torch.signbit(a), q, 1 - q)
+            return act.alpha + (1 - act.alpha) * slope, (1 - act.alpha) * beta * q * (1 - q)
     inside = (a > 0) & (a < 6) if act.name == "relu6" else a > 0
     low = act.alpha if act.name == "leaky_relu" else 0.0
     d1 = inside.to(a.dtype) * (1 - low) + low
@@ -217,13 +244,16 @@ def _triton() -> ModuleType:
 def _compiled_push(
     backend: str, act: Activation, a: Tensor, directions: int, bias: Tensor | None, overwrite: bool
 ) -> tuple[Tensor, Tensor]:
-    primal = a if directions == 0 else a.narrow(0, 0, a.shape[0] // (1 + directions))
     y = torch.empty_like(a)
-    kept = primal if overwrite else torch.empty_like(primal)
+    if directions == 0:
+        kept = a if overwrite else torch.empty_like(a)
+    else:
+        rows = a.shape[0] // (1 + directions)
+        kept = a[:rows] if overwrite else a.new_empty_strided((rows, *a.shape[1:]), a.stride())
     channels, inner, bias_address = (1, 1, 0) if bias is None else (a.shape[1], a.stride(1), bias.data_ptr())
     _native.launch(
         backend, "activation_push", a,
-        *act.scalars, _native.DTYPES[a.dtype], primal.numel(), directions, channels, inner,
+        *act.scalars, _native.DTYPES[a.dtype], kept.numel(), directions, channels, inner,
         a.data_ptr(), bias_address, y.data_ptr(), kept.data_ptr(),
     )  # fmt: skip
     return y, kept
@@ -254,16 +284,21 @@ def _compiled_pull_primal(
     return mu
 
 
-def _rows(x: Tensor | None, name: str, kept: Tensor, count: int) -> None:
-    """Check that x holds ``count`` components of kept's shape, dtype and device."""
-    if x is not None and (
-        x.shape[0] != count * kept.shape[0]
-        or x.shape[1:] != kept.shape[1:]
-        or x.dtype != kept.dtype
-        or x.device != kept.device
-    ):
-        _check.shape(x, name, (count * kept.shape[0], *kept.shape[1:]))
-        _check.same_place(x, name, kept, "kept")
+def _check_rows(kept: Tensor, **components: tuple[Tensor | None, int]) -> None:
+    """Check that each (x, count) holds ``count`` components of kept's shape, dtype and device."""
+    n, *tail = kept.shape
+    # messages are formatted on failure only: a network calls this many times per millisecond of work
+    for name, (x, count) in components.items():
+        if x is not None and (x.shape != (count * n, *tail) or x.dtype != kept.dtype or x.device != kept.device):
+            _check.shape(x, name, (count * n, *tail))
+            _check.same_place(x, name, kept, "kept")
+
+
+def _check_bias(bias: Tensor, a: Tensor) -> Tensor:
+    if bias.shape != a.shape[1:2] or bias.dtype != a.dtype or bias.device != a.device:
+        _check.shape(bias, "bias", (a.shape[1],))
+        _check.same_place(bias, "bias", a, "a")
+    return bias.contiguous()
 
 
 def push(
@@ -286,10 +321,7 @@ def push(
     """
     if directions < 0 or a.shape[0] % (1 + directions):
         _check.require(False, "a", f"have a multiple of 1 + {directions} rows", list(a.shape))
-    if bias is not None:
-        _check.shape(bias, "bias", (a.shape[1],))
-        _check.same_place(bias, "bias", a, "a")
-        bias = bias.contiguous()
+    bias = None if bias is None else _check_bias(bias, a)
     match _backend.pick(a):
         case "reference":
             return _push_reference(act, a, directions, bias)
@@ -321,8 +353,7 @@ def pull(
     a_v = None if act.flat or not directions else a_v
     if a_v is None and directions and not act.flat:
         _check.require(False, "a_v", f"be given for {directions} directions", a_v)
-    _rows(a_v, "a_v", kept, directions)
-    _rows(nu, "nu", kept, 1 + directions)
+    _check_rows(kept, a_v=(a_v, directions), nu=(nu, 1 + directions))
     match _backend.pick(nu):
         case "reference":
             return _pull_reference(act, kept, a_v, nu, directions)
@@ -361,9 +392,7 @@ def pull_primal(
     Raises:
         ValueError: shapes, dtypes or devices do not belong together.
     """
-    _rows(a_v, "a_v", kept, directions)
-    _rows(nu_v, "nu_v", kept, 1)
-    _rows(nu_0, "nu_0", kept, directions)
+    _check_rows(kept, a_v=(a_v, directions), nu_v=(nu_v, 1), nu_0=(nu_0, directions))
     match _backend.pick(kept):
         case "reference":
             return _pull_primal_reference(act, kept, a_v, nu_v, nu_0, directions)

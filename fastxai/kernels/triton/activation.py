@@ -34,6 +34,8 @@ _GELU_TANH = tl.constexpr(NAMES.index("gelu_tanh"))
 _ELU = tl.constexpr(NAMES.index("elu"))
 _RELU6 = tl.constexpr(NAMES.index("relu6"))
 _LEAKY_RELU = tl.constexpr(NAMES.index("leaky_relu"))
+_SOFTPLUS6 = tl.constexpr(NAMES.index("softplus6"))
+_LEAKY_SOFTPLUS = tl.constexpr(NAMES.index("leaky_softplus"))
 
 _SATURATED = tl.constexpr(110.0)
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -71,12 +73,12 @@ def _exp_parts(hi, lo):
     series = 1.0 + t * (1 / 2 + t * (1 / 6 + t * (1 / 24 + t * (1 / 120 + t * (1 / 720 + t * (1 / 5040))))))
     power = n.to(tl.int32)
     half = power >> 1
-    # 2^-n in two factors: one alone cannot be denormal when built from its exponent bits
-    scale = ((127 - half) << 23).to(tl.float32, bitcast=True) * ((127 - power + half) << 23).to(
-        tl.float32, bitcast=True
-    )
-    part = scale * (t * series)
-    return scale + part, (1.0 - scale) - part
+    # 2^-n in two factors, neither of them denormal
+    s1 = ((127 - half) << 23).to(tl.float32, bitcast=True)
+    s2 = ((127 - power + half) << 23).to(tl.float32, bitcast=True)
+    above = t * series
+    scale = s1 * s2
+    return (1.0 + above) * s1 * s2, (1.0 - scale) - scale * above
 
 
 @triton.jit
@@ -86,10 +88,16 @@ def _clamped(size, limit):
 
 
 @triton.jit
+def _share(e):
+    """e / (1 + e) = min(p, 1-p), e = exp(-|z|): rounded once where it is denormal, which a division is not."""
+    return e * (1.0 / (1.0 + e))
+
+
+@triton.jit
 def _sigmoid_parts(z):
     """(min(p, 1-p), tanh(|z|/2)) for p = sig(z)."""
     e, rest = _exp_parts(_clamped(tl.abs(z), _SATURATED), 0.0)
-    return e / (1.0 + e), rest / (1.0 + e)
+    return _share(e), rest * (1.0 / (1.0 + e))
 
 
 @triton.jit
@@ -104,7 +112,7 @@ def _exp_beta(a, beta_head, beta_tail):
 @triton.jit
 def _log1p_unit(e):
     """log(1 + e) for e in [0, 1] = 2 atanh(e / (2 + e)) by its series: accurate for small e."""
-    s = e / (2.0 + e)
+    s = e * (1.0 / (2.0 + e))
     x = s * s
     return 2 * s * (1.0 + x * (1 / 3 + x * (1 / 5 + x * (1 / 7 + x * (1 / 9 + x * (1 / 11 + x * (1 / 13)))))))
 
@@ -174,6 +182,17 @@ def _slopes(kept, beta_head, beta_tail, alpha, ACT: tl.constexpr, CURVED: tl.con
     elif ACT == _IDENTITY:
         d1 = tl.full(kept.shape, 1.0, tl.float32)
         d2 = tl.zeros_like(kept)
+    elif ACT == _SOFTPLUS6:
+        below = _exp_beta(kept, beta_head, beta_tail)
+        above = _exp_beta(kept - 6, beta_head, beta_tail)
+        low, high = _share(below), _share(above)
+        d1 = tl.where(kept > 6, high - low, tl.where(kept > 0, 1.0 - low - high, low - high))
+        d2 = (beta_head + beta_tail) * (low * (1.0 - low) - high * (1.0 - high))
+    elif ACT == _LEAKY_SOFTPLUS:
+        e = _exp_beta(kept, beta_head, beta_tail)
+        q = _share(e)
+        d1 = alpha + (1.0 - alpha) * tl.where(_negative(kept), q, 1.0 - q)
+        d2 = (1.0 - alpha) * (beta_head + beta_tail) * (q * (1.0 - q))
     else:
         inside = (kept > 0) & (kept < 6) if ACT == _RELU6 else kept > 0
         low = alpha if ACT == _LEAKY_RELU else 0.0
@@ -181,11 +200,11 @@ def _slopes(kept, beta_head, beta_tail, alpha, ACT: tl.constexpr, CURVED: tl.con
         d2 = tl.zeros_like(kept)
         if CURVED:
             e = _exp_beta(kept, beta_head, beta_tail)
-            q = e / (1.0 + e)
+            q = _share(e)
             d2 = (beta_head + beta_tail) * (q * (1.0 - q)) * (1.0 - low)
             if ACT == _RELU6:
                 e = _exp_beta(kept - 6, beta_head, beta_tail)
-                q = e / (1.0 + e)
+                q = _share(e)
                 d2 -= (beta_head + beta_tail) * (q * (1.0 - q))
     return d1, d2
 
@@ -197,7 +216,7 @@ def _value(a, beta_head, beta_tail, alpha, ACT: tl.constexpr):
     if ACT == _SOFTPLUS:
         e = _exp_beta(a, beta_head, beta_tail)
         y = tl.where(a > 0, a, 0.0) + _log1p_unit(e) * (1.0 / (beta_head + beta_tail))
-        kept = _with_sign(e / (1.0 + e), a)
+        kept = _with_sign(_share(e), a)
     elif ACT == _SIGMOID:
         q, _ = _sigmoid_parts(a)
         y = tl.where(a > 0, 1.0 - q, q)
@@ -219,6 +238,15 @@ def _value(a, beta_head, beta_tail, alpha, ACT: tl.constexpr):
         y = tl.where(a > 0, a, -alpha * rest)
     elif ACT == _IDENTITY:
         y = a
+    elif ACT == _SOFTPLUS6:
+        below = _exp_beta(a, beta_head, beta_tail)
+        above = _exp_beta(a - 6, beta_head, beta_tail)
+        y = tl.where(a < 0, 0.0, tl.where(a > 6, 6.0, a))
+        y += (_log1p_unit(below) - _log1p_unit(above)) * (1.0 / (beta_head + beta_tail))
+    elif ACT == _LEAKY_SOFTPLUS:
+        e = _exp_beta(a, beta_head, beta_tail)
+        y = tl.where(a > 0, a, 0.0) + _log1p_unit(e) * (1.0 / (beta_head + beta_tail))
+        y = alpha * a + (1.0 - alpha) * y
     elif ACT == _LEAKY_RELU:
         y = tl.where(a > 0, a, alpha * a)
     else:
