@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from engine.nets import gradient, oracle, randomise
-from engine.test_nodes import check, sample
+from engine.sandwich import check, sample
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

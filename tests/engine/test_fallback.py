@@ -1,0 +1,133 @@
+"""The autograd fallback: announced once, naming its cause, with the engine's interface and numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from engine.nets import directions, error, gradient, hvp, oracle
+from engine.small import agrees, batch, small
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fastxai
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.Flatten(), nn.Linear(60, 8), nn.LayerNorm(8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Deciding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(60, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(2 * x if x.mean() > -100 else x)
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(60, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1, 1).reshape(len(x), 10, 6)
+        return self.head(F.relu(self.attention(x, x, x, need_weights=False)[0]).flatten(1))
+
+
+class Discarding(nn.Module):
+    """Uses the in-place effect of an activation and not what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(60, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.a(x.flatten(1)))
+        F.relu_(h)
+        h = 2 * h - 1
+        F.leaky_relu(h, 0.1, True)
+        h = h.clamp(min=0) + h.clamp_min(0)
+        return self.b(h)
+
+
+class TestFallback:
+    @pytest.mark.parametrize(
+        "make, word",
+        [
+            (Normed, r"layer_norm at 'body.2'"),
+            (Deciding, "shape-only"),
+            (Attending, "attention"),
+            (Discarding, "layer_norm at 'norm'"),
+        ],
+        ids=["layer-norm", "control-flow", "attention", "in-place"],
+    )
+    def test_is_announced_once_and_gives_equal_numbers(self, make: Callable[[], nn.Module], word: str) -> None:
+        torch.manual_seed(0)
+        model, x = make().double().eval(), batch()
+        net = fastxai.compile(model)
+        with pytest.warns(UserWarning, match=word) as said:
+            net(x)
+        assert len(said) == 1
+        assert "fallback=True" in str(said[0].message)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            view, bent = net.with_activation("softplus", beta=3.0), fastxai.compile(model, fallback=True)
+            net(x), net(batch(2)), view(x), bent(x)
+            report = net.report(x)
+        assert not report.engine and report.reason in str(report)
+        vs = directions(x, 2)
+        f = oracle(model, 3.0)
+        with sdpa_kernel(SDPBackend.MATH):  # no other attention has a second derivative
+            g, hv = hvp(f, x, vs, 1)
+            bent_g, bent_hv = hvp(oracle(model, 2.0, "curvature"), x, vs, 1)
+        assert error(view(x), f(x)) < 1e-12
+        assert error(view.gradient(x, 1), g) < 1e-12
+        assert error(view.hvp(x, vs, 1), hv, 2) < 1e-12
+        assert error(net.gradient(x), gradient(model, x, model(x).argmax(1))) < 1e-12
+        bent = fastxai.compile(model, surrogate="curvature", beta=2.0, fallback=True)
+        assert error(bent.gradient(x, 1), bent_g) < 1e-12
+        assert error(bent.hvp(x, vs, 1), bent_hv, 2) < 1e-12
+
+    def test_another_shape_does_not_announce_again(self) -> None:
+        layers = (nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        net = fastxai.compile(nn.Sequential(*layers))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for size in (5, 6, 7):
+                net(torch.rand(2, 2, size, size))
+        assert len(said) == 1
+
+    def test_asked_for(self) -> None:
+        model, x = small(), batch()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plain = fastxai.compile(model, activation="softplus", beta=3.0, fallback=True)
+            assert agrees(plain, model, x)
+        assert "fallback=True" in plain.report(x).reason
+
+    def test_differentiates_a_map_any_number_of_times(self) -> None:
+        model, x = small(), batch().requires_grad_()
+        net = fastxai.compile(model, activation="softplus", beta=3.0, fallback=True)
+        heat, _ = net.differentiable_gradient(x, 1)
+        (g,) = torch.autograd.grad(heat.square().sum(), x, create_graph=True)
+        (third,) = torch.autograd.grad(g.square().sum(), x)
+        assert float(third.norm()) > 0
+
+    def test_a_pool_too_large_for_the_kernel_falls_back(self) -> None:
+        model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Tanh(), nn.MaxPool2d(16), nn.Flatten()).double()
+        x = torch.rand(2, 2, 16, 16, dtype=torch.float64)
+        with pytest.warns(UserWarning, match="max_pool2d"):
+            got = fastxai.compile(model).gradient(x, 1)
+        assert error(got, gradient(model, x, 1)) < 1e-12
