@@ -1,6 +1,40 @@
 """fastxai: explanation maps, attacks on them and training against the attacks, on compiled second-order kernels."""
 
-from fastxai._backend import available, backend
-from fastxai.engine import Net, compile
+from __future__ import annotations
 
-__all__ = ["Net", "available", "backend", "compile"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastxai._backend import available, backend
+from fastxai.attacks import Manipulation
+from fastxai.engine import Net, compile
+from fastxai.explainers import Gradient, InputXGradient, Saliency, reduce_map
+
+if TYPE_CHECKING:
+    from fastxai import cli as cli
+    from fastxai import data as data
+    from fastxai import metrics as metrics
+    from fastxai import models as models
+    from fastxai import ops as ops
+    from fastxai import viz as viz
+
+__all__ = [
+    "Gradient",
+    "InputXGradient",
+    "Manipulation",
+    "Net",
+    "Saliency",
+    "available",
+    "backend",
+    "compile",
+    "reduce_map",
+]
+
+# Imported at first use: they need matplotlib, scikit-image or a registration with torch.
+_LAZY = ("cli", "data", "metrics", "models", "ops", "viz")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"fastxai.{name}")
+    raise AttributeError(f"module 'fastxai' has no attribute {name!r}")

@@ -1,0 +1,373 @@
+"""What the commands share: options, the model, the images, files written whole, and the words for a result."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fastxai import models
+from fastxai.data import load_images
+from fastxai.engine import Net
+from fastxai.engine import compile as compile_net
+from fastxai.explainers import Explainer, reduce_map
+
+__all__ = [
+    "Network",
+    "Stopped",
+    "UsageError",
+    "add_common",
+    "add_model",
+    "check_outputs",
+    "device",
+    "images",
+    "machine",
+    "maps",
+    "network",
+    "show",
+    "table",
+    "write_figure",
+    "write_tensors",
+    "written",
+]
+
+FIGURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+TENSORS = (".safetensors",)
+
+
+class UsageError(Exception):
+    """An argument is wrong: one line that names it."""
+
+
+class Stopped(Exception):
+    """The user pressed Ctrl-C and what there was has been written: one line that says where."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A compiled network and how to feed it.
+
+    Attributes:
+        net: takes images in [0, 1].
+        size: side of the square that it takes.
+        shorter: what the shorter side of an image becomes before the central square is cut out.
+        count: number of classes.
+        classes: their names; empty if unknown.
+    """
+
+    net: Net
+    size: int
+    shorter: int
+    count: int
+    classes: tuple[str, ...]
+
+    def label(self, k: int) -> str:
+        """Return the name of class k."""
+        return self.classes[k] if k < len(self.classes) else f"class {k}"
+
+    def smooth(self, beta: float | None) -> Net:
+        """Return the net with softplus of this beta in place of ReLU, or as given for None."""
+        if beta is None:
+            return self.net
+        if not 0 < beta < float("inf"):
+            raise UsageError(f"--beta must be finite and positive, got {beta}")
+        return self.net.with_activation("softplus", beta)
+
+    def check_class(self, k: int | None) -> None:
+        """Raise UsageError unless k is None or one of the classes."""
+        if k is not None and not 0 <= k < self.count:
+            raise UsageError(f"--class must lie in 0 .. {self.count - 1}, got {k}")
+
+    def predict(self, x: Tensor) -> list[dict[str, Any]]:
+        """Return for each image [N, 3, H, W] its class, the class's number and probability."""
+        best = self.net(x).softmax(1).max(1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [{"class": self.label(k), "index": k, "probability": p} for k, p in pairs]
+
+
+def add_common(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add the options that every command has."""
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda:0 (default: cpu)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random number (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help=f"a picture ({' '.join(FIGURES)}) or the numbers ({' '.join(TENSORS)}); repeat for both (default: {out})",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which network, and how images get into it."""
+    parser.add_argument(
+        "--model", default="demo", help="demo, torchvision:NAME or package.module:function (default: demo)"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="the model's state dict, as .safetensors")
+    parser.add_argument("--size", type=int, help="side of the square that the model takes (default: the model's)")
+    for name, what in (("mean", "subtracted from"), ("std", "divided into")):
+        parser.add_argument(
+            f"--{name}",
+            type=float,
+            nargs=3,
+            metavar=("R", "G", "B"),
+            help=f"{what} the [0, 1] image (default: the model's)",
+        )
+
+
+def device(name: str) -> torch.device:
+    """Return the device of this name if tensors can live there; UsageError otherwise."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} is not usable here: {_first_line(error)}") from error
+    return torch.device(name)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    model: nn.Module
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    size: int
+    shorter: int
+    classes: tuple[str, ...] = ()
+
+
+def _demo(weights: Path | None) -> _Recipe:
+    model = models.demo() if weights is None else models.CNN()
+    return _Recipe(model, models.DEMO_MEAN, models.DEMO_STD, 32, 32, models.CLASSES)
+
+
+def _torchvision(name: str, weights: Path | None) -> _Recipe:
+    try:
+        from torchvision import models as zoo
+    except ImportError as error:
+        raise UsageError(
+            f"--model torchvision:{name} needs the package torchvision: pip install torchvision"
+        ) from error
+    if name not in zoo.list_models(module=zoo):
+        raise UsageError(f"--model torchvision:{name} is unknown; torchvision.models.list_models() lists the names")
+    known = zoo.get_model_weights(name)["DEFAULT"]
+    preset = known.transforms()
+    model = zoo.get_model(name, weights=None)
+    if weights is None:
+        try:
+            model.load_state_dict(
+                known.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+            )
+        except OSError as error:
+            raise UsageError(
+                f"--weights is not given and torchvision could not fetch its own for {name}: {_first_line(error)}"
+            ) from error
+    size, shorter, classes = preset.crop_size[0], preset.resize_size[0], tuple(known.meta["categories"])
+    return _Recipe(model, preset.mean, preset.std, size, shorter, classes)
+
+
+@contextmanager
+def _importable_here() -> Iterator[None]:
+    """Let imports see the current folder, as ``python -m`` does and an installed script does not."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _imported(spec: str) -> _Recipe:
+    place, _, function = spec.partition(":")
+    with _importable_here():
+        try:
+            make = getattr(importlib.import_module(place), function)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"--model {spec} cannot be imported: {_first_line(error)}") from error
+        try:
+            model = make()
+        except TypeError as error:
+            raise UsageError(f"--model {spec} must be callable without arguments: {_first_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"--model {spec} must return a torch.nn.Module, got {type(model).__name__}")
+    return _Recipe(model, None, None, 224, 256)
+
+
+def _load(model: nn.Module, weights: Path) -> None:
+    """Load a state dict; UsageError that lists what does not fit."""
+    if not weights.is_file():
+        raise UsageError(f"--weights {weights}: no such file")
+    try:
+        found = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"--weights {weights} is no safetensors file: {_first_line(error)}") from error
+    wanted = model.state_dict()
+    problems = [
+        ("missing", sorted(wanted.keys() - found.keys())),
+        ("unexpected", sorted(found.keys() - wanted.keys())),
+        (
+            "of another shape",
+            [
+                f"{name} {list(found[name].shape)} for {list(wanted[name].shape)}"
+                for name in sorted(wanted.keys() & found.keys())
+                if found[name].shape != wanted[name].shape
+            ],
+        ),
+    ]
+    listed = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
+    if listed:
+        raise UsageError(f"--weights {weights} does not fit the model; {'; '.join(listed)}")
+    model.load_state_dict(found)
+
+
+def network(options: argparse.Namespace) -> Network:
+    """Build, load and compile the network that the options name; UsageError says which option is wrong."""
+    where = device(options.device)
+    torch.manual_seed(options.seed)
+    kind, _, rest = options.model.partition(":")
+    if options.model == "demo":
+        recipe = _demo(options.weights)
+    elif kind == "torchvision":
+        recipe = _torchvision(rest, options.weights)
+    elif kind and rest:
+        recipe = _imported(options.model)
+    else:
+        raise UsageError(f"--model must be demo, torchvision:NAME or package.module:function, got {options.model}")
+    if options.weights is not None:
+        _load(recipe.model, options.weights)
+    size, shorter = (recipe.size, recipe.shorter) if options.size is None else (options.size, options.size)
+    if size < 1:
+        raise UsageError(f"--size must be at least 1, got {size}")
+    mean = recipe.mean if options.mean is None else options.mean
+    std = recipe.std if options.std is None else options.std
+    if std is not None and min(std) <= 0:
+        raise UsageError(f"--std must be positive, got {' '.join(map(str, std))}")
+    net = compile_net(recipe.model.to(where), mean=mean, std=std)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        try:
+            count = net(torch.zeros(1, 3, size, size, device=where)).shape[1]
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"--model {options.model} does not take images [1, 3, {size}, {size}] (--size): {_first_line(error)}"
+            ) from error
+    for note in notes:
+        print(f"fastxai: {note.message}", file=sys.stderr)
+    return Network(net, size, shorter, count, recipe.classes)
+
+
+def images(files: Sequence[Path], name: str, network: Network, where: str) -> Tensor:
+    """Read images into [N, 3, H, W] in [0, 1]; UsageError names the argument and the file."""
+    try:
+        return load_images(files, network.size, network.shorter).to(where)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: {_first_line(error)}") from error
+
+
+@torch.no_grad()
+def maps(explainer: Explainer, x: Tensor, target: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the raw map [N, 3, H, W] and the one that is shown and compared [N, H, W]."""
+    raw = explainer.attribute(x, target)
+    return raw, reduce_map(raw)
+
+
+def check_outputs(files: Sequence[Path]) -> None:
+    """Raise UsageError unless every output has a known ending and its folder takes new files."""
+    for file in files:
+        if file.suffix.lower() not in FIGURES + TENSORS:
+            raise UsageError(f"--out {file} must end in one of {' '.join(FIGURES + TENSORS)}")
+        if file.is_dir():
+            raise UsageError(f"--out {file} is a folder")
+        aside = _aside(file)
+        try:
+            aside.touch()
+            aside.unlink()
+        except OSError as error:
+            raise UsageError(f"--out {file} cannot be written: {error.strerror}") from error
+
+
+def _aside(file: Path) -> Path:
+    return file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
+
+
+def _write_whole(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write aside, then rename: whoever looks finds the old file or the new one, whole."""
+    aside = _aside(file)
+    try:
+        write(aside)
+        aside.replace(file)
+    except OSError as error:
+        raise UsageError(f"--out {file} cannot be written: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_figure(files: Sequence[Path], draw: Callable[[], Any]) -> None:
+    """Draw once and write each picture among the files."""
+    pictures = [file for file in files if file.suffix.lower() in FIGURES]
+    if pictures:
+        figure = draw()
+        for file in pictures:
+            _write_whole(file, lambda aside: figure.savefig(aside, dpi=150))
+
+
+def write_tensors(files: Sequence[Path], tensors: dict[str, Tensor]) -> None:
+    """Write the tensors to each .safetensors among the files."""
+    for file in files:
+        if file.suffix.lower() in TENSORS:
+            _write_whole(
+                file, lambda aside: save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, aside)
+            )
+
+
+def machine(where: str) -> str:
+    """Return one line that says what computed."""
+    place = torch.cuda.get_device_name(where) if torch.device(where).type == "cuda" else _processor()
+    count = torch.get_num_threads()
+    return f"{place}, {count} thread{'s' * (count > 1)}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    names = listing.read_text().splitlines() if listing.is_file() else []
+    found = [line.split(":", 1)[1].strip() for line in names if line.startswith("model name")]
+    return found[0] if found else platform.processor() or platform.machine()
+
+
+def written(files: Sequence[Path]) -> str:
+    """Return the line that says where the output is."""
+    return f"wrote {', '.join(map(str, files))}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text with aligned columns: the first to the left, the others to the right."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def show(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    """Print the result for people, or as one JSON object."""
+    print(json.dumps(result, indent=2) if options.json else text)

@@ -1,0 +1,174 @@
+"""Change your images so that they look the same and their maps become those of others."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fastxai import viz
+from fastxai.attacks import AttackResult, Manipulation, Similarity
+from fastxai.cli import _common
+from fastxai.cli.explain import METHODS
+from fastxai.viz import Panel, Row
+
+__all__ = ["add_arguments", "compared", "run", "tensors"]
+
+# [M]: the weights of map and output, on CIFAR-10 and on ImageNet.
+SMALL, IMAGENET = (10.0, 1e2), (40.0, 1e6)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images to manipulate")
+    parser.add_argument(
+        "--target",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="IMAGE",
+        help="the image whose map to imitate: one for all, or repeated, one for each",
+    )
+    parser.add_argument("--method", choices=METHODS, default="gradient", help="the map (default: gradient)")
+    parser.add_argument("--steps", type=int, default=500, help="iterations (default: 500)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="step size (default: 1e-3)")
+    parser.add_argument(
+        "--beta",
+        type=float,
+        nargs=2,
+        default=(10.0, 100.0),
+        metavar=("FIRST", "LAST"),
+        help="during the attack softplus stands for ReLU; its beta grows from the first to the last (default: 10 100)",
+    )
+    parser.add_argument("--c", type=float, help="weight of the map (default: 10; 40 for torchvision models)")
+    parser.add_argument("--gamma", type=float, help="weight of the output (default: 100; 1e6 for torchvision models)")
+    _common.add_model(parser)
+    _common.add_common(parser, "fastxai-attack.png")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Attack the images, print how alike maps and images are and write the outputs."""
+    out = options.out or [Path("fastxai-attack.png")]
+    count = len(options.images)
+    if len(options.target) not in (1, count):
+        raise _common.UsageError(
+            f"--target must be given once or {count} times, once an IMAGE, got {len(options.target)}"
+        )
+    _common.check_outputs(out)
+    network = _common.network(options)
+    explainer = METHODS[options.method](network.net)
+    c, gamma = IMAGENET if options.model.startswith("torchvision:") else SMALL
+    try:
+        attack = Manipulation(
+            explainer,
+            steps=options.steps,
+            lr=options.lr,
+            beta=tuple(options.beta),
+            c=c if options.c is None else options.c,
+            gamma=gamma if options.gamma is None else options.gamma,
+        )
+    except ValueError as error:
+        raise _common.UsageError(f"--{error}") from error
+    x = _common.images(options.images, "IMAGE", network, options.device)
+    others = _common.images(options.target, "--target", network, options.device).expand(count, -1, -1, -1)
+    result = attack.perturb(x, _common.maps(explainer, others)[1], progress=True)
+
+    _common.write_figure(out, lambda: _draw(x, result, [file.name for file in options.images]))
+    _common.write_tensors(out, tensors(x, result))
+    rows = [
+        {"file": str(file), **row}
+        for file, row in zip(
+            options.images, compared(result, network.predict(x), network.predict(result.images)), strict=True
+        )
+    ]
+    report = {
+        "command": "attack",
+        "model": options.model,
+        "method": options.method,
+        "steps": len(result.history["map"]),
+        "interrupted": result.interrupted,
+        "images": rows,
+        "written": [str(file) for file in out],
+    }
+    _common.show(options, report, f"{_table(rows)}\n{_common.written(out)}")
+    if result.interrupted:
+        raise _common.Stopped(f"stopped after {report['steps']} of {options.steps} steps; {_common.written(out)}")
+
+
+def compared(result: AttackResult, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each image the predictions and similarities, as plain numbers."""
+    pairs = {
+        "map_to_target_before": Similarity.between(result.original_maps, result.target_maps),
+        "map_to_target": result.metrics.to_target,
+        "map_to_original": result.metrics.to_original,
+        "image": result.metrics.image,
+    }
+    listed = {
+        name: [dict(zip(("pcc", "ssim", "mse"), values, strict=True)) for values in zip(*_numbers(pair), strict=True)]
+        for name, pair in pairs.items()
+    }
+    kept = result.class_kept.tolist()
+    return [
+        {"before": b, "after": a, "class_kept": kept[i], **{name: rows[i] for name, rows in listed.items()}}
+        for i, (b, a) in enumerate(zip(before, after, strict=True))
+    ]
+
+
+def _numbers(pair: Similarity) -> list[list[float]]:
+    return [pair.pcc.tolist(), pair.ssim.tolist(), pair.mse.tolist()]
+
+
+def tensors(x: Tensor, result: AttackResult) -> dict[str, Tensor]:
+    """Return what a .safetensors output holds."""
+    return {
+        "images": x,
+        "manipulated": result.images,
+        "maps": result.maps,
+        "original_maps": result.original_maps,
+        "target_maps": result.target_maps,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    head = ["image", "class", "after", "map to target: PCC", "after", "SSIM", "after", "image MSE"]
+    return _common.table(
+        head,
+        [
+            [
+                row["file"],
+                row["before"]["class"],
+                row["after"]["class"],
+                *(
+                    f"{row[key][name]:.2f}"
+                    for name in ("pcc", "ssim")
+                    for key in ("map_to_target_before", "map_to_target")
+                ),
+                f"{row['image']['mse']:.1e}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _draw(x: Tensor, result: AttackResult, titles: list[str]) -> Figure:
+    """One row an image: image and map before, the map to imitate, image and map after, and what changed."""
+    change = (0.5 + 10 * (result.images - x)).clamp(0, 1)
+    parts = zip(titles, x, result.original_maps, result.target_maps, result.images, result.maps, change, strict=True)
+    return viz.grid(
+        [
+            Row(
+                [
+                    Panel(image, title),
+                    Panel(before, "its map"),
+                    Panel(target, "map to imitate"),
+                    Panel(manipulated, "manipulated"),
+                    Panel(after, "its map"),
+                    Panel(difference, "change x 10"),
+                ]
+            )
+            for title, image, before, target, manipulated, after, difference in parts
+        ]
+    )

@@ -1,0 +1,171 @@
+"""The three commands: what they print, what they write, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import fastxai
+from fastxai.attacks import Manipulation, manipulation
+from fastxai.cli import _plain, demo, main
+from fastxai.data import demo_photos, load_images
+from fastxai.metrics import mse, pcc, ssim
+from fastxai.models import DEMO_MEAN, DEMO_STD
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 40, 56, 3), np.uint8)
+    for name, pixels in zip(("a.png", "b.png"), noise, strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def net() -> fastxai.Net:
+    return fastxai.compile(fastxai.models.demo(), DEMO_MEAN, DEMO_STD)
+
+
+def call(words: str) -> int:
+    return main(words.split())
+
+
+def printed(words: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
+    assert main([*words.split(), "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def is_picture(file: Path) -> None:
+    with Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert min(pixels.shape[:2]) > 200
+    assert pixels.std() > 10
+
+
+def test_explain(here: Path, net: fastxai.Net, capsys: pytest.CaptureFixture[str]) -> None:
+    report = printed("explain a.png b.png --out m.png --out m.safetensors --class 3 --beta 5", capsys)
+    x = load_images(["a.png", "b.png"], 32)
+    probability, index = net(x).softmax(1).max(1)
+    assert [row["file"] for row in report["images"]] == ["a.png", "b.png"]
+    assert [row["index"] for row in report["images"]] == index.tolist()
+    assert [row["class"] for row in report["images"]] == [fastxai.models.CLASSES[k] for k in index]
+    assert [row["probability"] for row in report["images"]] == pytest.approx(probability.tolist())
+    saved = load_file("m.safetensors")
+    expected = net.with_activation("softplus", 5.0).gradient(x, 3)
+    torch.testing.assert_close(saved["attributions"], expected)
+    torch.testing.assert_close(saved["maps"], fastxai.reduce_map(expected))
+    is_picture(here / "m.png")
+
+
+@pytest.mark.parametrize(("method", "explainer"), [("saliency", "Saliency"), ("input_x_gradient", "InputXGradient")])
+def test_explain_methods(method: str, explainer: str, here: Path, net: fastxai.Net) -> None:
+    assert call(f"explain a.png --method {method} --out m.safetensors") == 0
+    expected = getattr(fastxai, explainer)(net).attribute(load_images(["a.png"], 32))
+    torch.testing.assert_close(load_file("m.safetensors")["attributions"], expected.detach())
+
+
+def test_attack(here: Path, net: fastxai.Net, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "attack a.png b.png --target b.png --target a.png --steps 4 --lr 2e-3 --out a.safetensors --out t.png"
+    report = printed(words, capsys)
+    x = load_images(["a.png", "b.png"], 32)
+    explainer = fastxai.Gradient(net)
+    maps = fastxai.reduce_map(explainer.attribute(x)).detach()
+    expected = Manipulation(explainer, steps=4, lr=2e-3).perturb(x, maps.flip(0))
+    saved = load_file("a.safetensors")
+    torch.testing.assert_close(saved["manipulated"], expected.images, rtol=0, atol=0)
+    torch.testing.assert_close(saved["target_maps"], maps.flip(0))
+    for i, row in enumerate(report["images"]):
+        assert row["class_kept"] == bool(expected.class_kept[i])
+        for key, a, b in (
+            ("map_to_target_before", maps, maps.flip(0)),
+            ("map_to_target", expected.maps, maps.flip(0)),
+            ("map_to_original", expected.maps, maps),
+        ):
+            measured = {"pcc": float(pcc(a, b)[i]), "ssim": float(ssim(a, b)[i]), "mse": float(mse(a, b)[i])}
+            assert row[key] == pytest.approx(measured, rel=1e-4, abs=1e-9)
+        assert row["image"]["mse"] == pytest.approx(float(mse(expected.images, x)[i]), rel=1e-4)
+    is_picture(here / "t.png")
+
+
+def test_one_target_serves_all_images(here: Path) -> None:
+    assert call("attack a.png b.png --target b.png --steps 1 --out a.safetensors") == 0
+    maps = load_file("a.safetensors")["target_maps"]
+    assert torch.equal(maps[0], maps[1])
+
+
+def test_interrupt_keeps_the_best_so_far(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bar(manipulation.tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            if self.n == 3:
+                raise KeyboardInterrupt
+            return super().update(n)
+
+    monkeypatch.setattr(manipulation, "tqdm", Bar)
+    assert call("attack a.png --target b.png --steps 1000000 --out kept.safetensors") == 130
+    assert "stopped after 4 of 1000000 steps; wrote kept.safetensors" in capsys.readouterr().err
+    assert load_file("kept.safetensors")["manipulated"].shape == (1, 3, 32, 32)
+
+
+def test_interrupt_before_anything_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "demo_photos", stop)
+    assert main(["demo"]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert not (here / "fastxai-demo.png").exists()
+
+
+def test_demo(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = printed("demo --steps 20", capsys)
+    assert [(p["photo"], p["class"]) for p in report["photos"]] == [("cat", "cat"), ("motorcycle", "automobile")]
+    assert report["class_kept"] is True
+    assert report["map_to_target"]["pcc"] > report["map_to_target_before"]["pcc"] + 0.05
+    assert report["image"]["ssim"] > 0.9
+    assert set(report["time"]["seconds_per_step"]) == {"fastxai", "autograd"}
+    assert report["time"]["relative_difference_of_the_loss"] < 1e-9
+    is_picture(here / "fastxai-demo.png")
+
+
+def test_demo_prints_tables(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "ROUNDS", 1)
+    assert call("demo --steps 2 --out d.safetensors") == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "cat: cat",
+        "motorcycle: automobile",
+        "class kept",
+        "map to target's map, after",
+        "plain PyTorch",
+        "thread",
+    ):
+        assert part in shown
+    assert load_file("d.safetensors")["recovered_maps"].shape == (2, 32, 32)
+
+
+def test_plain_loop_is_the_same_attack(net: fastxai.Net) -> None:
+    x, _ = demo_photos()
+    x = torch.cat([x, x.flip(3)]).double()
+    model = fastxai.models.demo().double()
+    explainer = fastxai.Gradient(fastxai.compile(model, DEMO_MEAN, DEMO_STD))
+    maps = fastxai.reduce_map(explainer.attribute(x)).detach().flip(0)
+    attack = Manipulation(explainer, steps=6, lr=1e-3, c=20.0, gamma=300.0)
+    result = attack.perturb(x, maps)
+    images, losses = _plain.manipulate(model, x, maps, attack, DEMO_MEAN, DEMO_STD)
+    torch.testing.assert_close(result.history["map"] + result.history["output"], losses, rtol=1e-9, atol=1e-12)
+    assert (result.best_step == 6).any()
+    at_the_end = result.best_step == 6
+    # nn.Softplus is linear beyond beta a = 20, which costs e^-20 = 2e-9 of a slope; Adam divides by small gradients.
+    torch.testing.assert_close(result.images[at_the_end], images[at_the_end], rtol=0, atol=1e-5 * attack.lr)

@@ -1,0 +1,100 @@
+"""Every command and every Python snippet of the pages runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastxai.cli import demo, main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+FEW_STEPS = {"demo": ["--steps", "2"], "attack": ["--steps", "2"], "explain": []}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for kind, body in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the files that the pages speak of."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8)
+    for name, pixels in zip(("cat.jpg", "car.jpg"), noise, strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write the Python blocks that start with a file name as their comment."""
+    for body in blocks(page, "python"):
+        if re.match(r"# \w+\.py\n", body):
+            (folder / body.split()[1]).write_text(body)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+def test_snippets_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(page, folder)
+    monkeypatch.syspath_prepend(folder)
+    names: dict[str, object] = {"__name__": "snippet"}
+    for body in blocks(page, "python"):
+        exec(compile(body, str(page), "exec"), names)
+
+
+def check_words(words: list[str], folder: Path) -> None:
+    """Run a fastxai command; of every other one check that what it names is there."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    match words:
+        case ["fastxai", command, *rest]:
+            assert main([command, *rest, *FEW_STEPS[command]]) == 0
+        case ["pip", "install", *rest]:
+            for extra in re.findall(r"\[(\w+)\]", " ".join(rest)):
+                assert extra in settings["project"]["optional-dependencies"]
+            assert rest[-1].startswith(".")
+        case ["pytest" | "python" | "ruff" | "pyright" | ".ci/run", *_]:
+            for word in words:
+                if "/" in word or word.endswith((".py", ".md")):
+                    assert (ROOT / word.split("::")[0]).exists(), word
+        case ["git", "clone", *_] | ["cd", *_] | ["python3", "-m", "venv", *_] | [".", *_]:
+            pass
+        case _:
+            raise AssertionError(f"no check for the command {shlex.join(words)!r}")
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
+def test_commands_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "ROUNDS", 1)
+    write_files(page, folder)
+    for words in commands(page):
+        check_words(words, folder)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_named_paths_exist(page: Path) -> None:
+    text = page.read_text()
+    linked = [target for target in LINK.findall(text) if "://" not in target]
+    for target in linked:
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:fastxai|csrc|tests|bench|examples|docs)/[\w./]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_installed_script_is_the_main_function() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["scripts"] == {"fastxai": "fastxai.cli:main"}
+    assert shutil.which("bash") is None or (ROOT / ".ci" / "run").stat().st_mode & 0o111
