@@ -79,7 +79,6 @@ def pull_case(a: Tensor, a_v: Tensor, directions: int) -> Case:
     nu = torch.cat([a_v.flip(0), many.flip(0)])
     units = 2 + 2 * directions + 1 + directions
     source = torch.empty(units * a.numel() // 2, dtype=a.dtype, device=a.device).normal_()
-    target = torch.empty_like(source)
     m = kept.double()
     p, q = slopes(m), m.abs()
     wide = nu.double().unflatten(0, (1 + directions, -1))
@@ -87,7 +86,7 @@ def pull_case(a: Tensor, a_v: Tensor, directions: int) -> Case:
     mu[1:] += BETA * q * (1 - q) * a_v.double() * wide[0]
     return Case(
         f"softplus, pull of order 1, S = {directions}", "copy",
-        lambda: (jets.pull(ACT, kept, many, nu, directions),), lambda: (target.copy_(source),),
+        lambda: (jets.pull(ACT, kept, many, nu, directions),), lambda: (source.clone(),),
         units * a.numel() * a.element_size(), (mu.flatten(0, 1),), rival_computes=False,
     )  # fmt: skip
 

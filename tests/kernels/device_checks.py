@@ -1,4 +1,4 @@
-"""The table that GPU backends run, through the public kernel functions: on a GPU, or interpreted on the CPU."""
+"""What GPU backends are checked for beyond ``cases``: 2-byte storage, work in place, tails, special values."""
 
 from __future__ import annotations
 
@@ -6,55 +6,30 @@ import math
 from dataclasses import replace
 
 import torch
+from cases import place
 from torch import Tensor
 
 import fastxai
 from fastxai.kernels import activation as jets
-from fastxai.kernels import max_pool
-from fastxai.kernels.activation import RELU_LIKE, Activation
-from fastxai.kernels.max_pool import Window
+from fastxai.kernels.activation import Activation
 
 RELATIVE = 2e-6
 STORAGE = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 INTERPRETED_BFLOAT16 = 2.0**-7  # Triton's interpreter truncates where a GPU rounds to nearest
-ROOTED = ("silu", "gelu", "gelu_tanh")
+ROOTED = ("silu", "gelu", "gelu_tanh", "leaky_softplus")
 
-ACTIVATIONS = (
-    *(Activation("softplus", beta) for beta in (0.7, 1.0, 30.0)),
-    *(Activation(name) for name in ("identity", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "relu", "relu6")),
-    *(Activation(name, alpha=0.3) for name in ("elu", "leaky_relu")),
-    *(Activation(name, 5.0, 0.2, "curvature") for name in RELU_LIKE),
-    Activation("relu", second="none"),
-)
 # (rows, C, ...), channels last, bias: odd sizes in both layouts, sizes of whole 16-byte accesses, no spatial axes
-CASES = (
+SHAPES = (
     ((2, 3, 5, 7), False, True),
     ((2, 3, 5, 7), True, True),
     ((2, 16, 4, 4), True, False),
     ((5, 7), False, True),
 )
-WINDOWS = (
-    (Window((2, 2), (2, 2)), (8, 6)),
-    (Window((3, 3), (2, 2), (1, 1)), (9, 7)),
-    (Window((3, 2), (1, 3), (1, 1), (2, 1), True), (11, 10)),
-    (Window((3, 3), (2, 2), ceil_mode=True), (8, 8)),
-    (Window((3, 2), (1, 1), (1, 1), (1, 2)), (5, 7)),
-    (Window((2, 2), (3, 3)), (8, 8)),
-    (Window((4, 4), (4, 4)), (4, 4)),
-)
-
-
-def title(act: Activation) -> str:
-    return f"{act.name}-{act.beta:g}-{act.second}"
-
-
-def order(shape: tuple[int, ...], last: bool) -> torch.memory_format:
-    return torch.channels_last if last and len(shape) == 4 else torch.contiguous_format
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, *, last: bool = False, scale: float = 1.0) -> Tensor:
     x = (torch.randn(shape) * scale).clamp(-4.5 * scale, 4.5 * scale)
-    return x.to(device, dtype).contiguous(memory_format=order(shape, last))
+    return place(x, last, dtype, device)
 
 
 def close(got: Tensor, want: Tensor, magnitude: Tensor, what: str) -> None:
@@ -76,7 +51,7 @@ def numbers(act: Activation, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     return d1, d2, d1.abs() + floor1, d2.abs() + floor2
 
 
-def check_activation(
+def check_storage(
     backend: str,
     device: str,
     act: Activation,
@@ -177,43 +152,3 @@ def check_special_values(backend: str, device: str) -> None:
     assert kept.flatten().tolist()[1:] == [0.0, -0.0, -0.5, 0.5]
     assert kept.flatten()[2].signbit() and not kept.flatten()[1].signbit() and kept[0].isnan()
     assert slope.flatten().tolist()[1:] == [1.0, 0.0, 0.5, 0.5] and slope[0].isnan()
-
-
-def check_empty(backend: str, device: str) -> None:
-    act, window = Activation("softplus", 3.0), Window((2, 2), (2, 2))
-    for shape in ((0, 3, 4, 4), (0, 5)):
-        a = torch.empty(shape, device=device)
-        with fastxai.backend(backend):
-            y, kept = jets.push(act, a, 1, torch.ones(shape[1], device=device))
-            assert y.shape == kept.shape == jets.pull(act, kept, a, a, 1).shape == a.shape
-            assert jets.pull_primal(act, kept, a, a, None, 1).shape == a.shape
-    x = torch.empty(0, 3, 4, 4, device=device)
-    with fastxai.backend(backend):
-        y, index = max_pool.push(x, window, 2)
-        assert y.shape == index.shape == (0, 3, 2, 2)
-        assert max_pool.pull(y, window, index, (4, 4)).shape == x.shape
-
-
-def check_max_pool(
-    backend: str, device: str, window: Window, size: tuple[int, int], dtype: torch.dtype, components: int
-) -> None:
-    """Values, index (ties, NaN and -inf included), the push at a given index, and the pull."""
-    torch.manual_seed(0)
-    for last, channels in ((False, 3), (True, 3), (True, 16)):
-        x = draw((2 * components, channels, *size), dtype, device, last=last)
-        x[0] = (2 * x[0]).round()
-        x[1, 0], x[1, 1, 1, 1] = -math.inf, math.nan
-        want, want_index = max_pool._push_reference(x.cpu(), window, components, None)
-        with fastxai.backend(backend):
-            y, index = max_pool.push(x, window, components)
-            again, _ = max_pool.push(x, window, components, index)
-        assert torch.equal(index.cpu(), want_index)
-        assert y.is_contiguous(memory_format=order(y.shape, last)) and index.stride() == y.stride()
-        torch.testing.assert_close(y.cpu(), want, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(again, y, rtol=0, atol=0, equal_nan=True)
-        nu = torch.randn_like(y)
-        with fastxai.backend(backend):
-            mu = max_pool.pull(nu, window, index, size)
-        terms = max_pool._pull_reference(nu.cpu().double().abs(), window, want_index, size)
-        close(mu, max_pool._pull_reference(nu.cpu().double(), window, want_index, size), terms, "mu")
-        assert mu.is_contiguous(memory_format=order(mu.shape, last))

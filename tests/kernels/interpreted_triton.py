@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from cases import JET_CASES, POOL_CASES, JetCase, PoolCase, check_jet, check_pool
 from kernels import device_checks as checks
 
 import fastxai
 from fastxai.kernels import activation as jets
 from fastxai.kernels.activation import Activation
+from fastxai.kernels.max_pool import Window
 
 BACKEND = ("triton", "cpu")
+# the interpreter takes seconds for the largest planes and windows of the table; more than 16 positions loop
+SMALL_POOLS = [
+    *(case for case in POOL_CASES if math.prod(case.shape) < 5000 and math.prod(case.window.kernel) < 30),
+    PoolCase(Window((5, 4), (1, 1), (2, 1), (1, 2)), (1, 3, 6, 7), 2, True),
+]
 
 
-@pytest.mark.parametrize("directions", [0, 1, 3])
-@pytest.mark.parametrize("act", checks.ACTIVATIONS, ids=checks.title)
-def test_activation(act: Activation, directions: int) -> None:
-    for case in checks.CASES:
-        checks.check_activation(*BACKEND, act, directions, torch.float32, case)
+@pytest.mark.parametrize("case", JET_CASES, ids=str)
+def test_jet(case: JetCase) -> None:
+    check_jet(case, "triton", torch.float32, checks.RELATIVE)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["softplus", "gelu", "relu6"])
-def test_storage(name: str, dtype: torch.dtype) -> None:
-    for case in checks.CASES[1:3]:
-        checks.check_activation(*BACKEND, Activation(name), 1, dtype, case)
+@pytest.mark.parametrize("dtype", list(checks.STORAGE), ids=str)
+@pytest.mark.parametrize("act", [Activation("softplus", 3.0), Activation("gelu"), Activation("relu6")], ids=str)
+def test_storage_and_in_place(act: Activation, dtype: torch.dtype) -> None:
+    for shape in checks.SHAPES:
+        checks.check_storage(*BACKEND, act, 1, dtype, shape)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 333.3])
@@ -41,30 +48,23 @@ def test_gelu_tail() -> None:
     checks.close(y, want, want, "y")
 
 
-def test_more_than_one_program() -> None:
-    checks.check_activation(*BACKEND, Activation("softplus", 3.0), 2, torch.float32, ((3, 7, 19, 23), False, True))
-
-
 def test_special_values() -> None:
     checks.check_special_values(*BACKEND)
 
 
-def test_empty() -> None:
-    checks.check_empty(*BACKEND)
+@pytest.mark.parametrize("case", SMALL_POOLS, ids=str)
+def test_max_pool(case: PoolCase) -> None:
+    check_pool(case, "triton", torch.float32)
 
 
-@pytest.mark.parametrize("components", [1, 3])
-@pytest.mark.parametrize(("window", "size"), checks.WINDOWS, ids=str)
-def test_max_pool(window: checks.Window, size: tuple[int, int], components: int) -> None:
-    checks.check_max_pool(*BACKEND, window, size, torch.float32, components)
-
-
-def test_max_pool_storage() -> None:
-    for dtype in (torch.bfloat16, torch.float16):
-        checks.check_max_pool(*BACKEND, *checks.WINDOWS[1], dtype, 2)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_max_pool_storage(dtype: torch.dtype) -> None:
+    for case in SMALL_POOLS[2:4]:
+        check_pool(case, "triton", dtype)
 
 
 def test_element_numbers_in_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastxai.kernels.triton.INT32_ELEMENTS", 0)
-    checks.check_activation(*BACKEND, Activation("softplus", 3.0), 1, torch.float32, checks.CASES[0])
-    checks.check_max_pool(*BACKEND, *checks.WINDOWS[1], torch.float32, 2)
+    check_jet(JetCase(Activation("softplus", 3.0), (2, 3, 5, 7), 1, biased=True), "triton", torch.float32, 2e-6)
+    for case in SMALL_POOLS[2:4]:
+        check_pool(case, "triton", torch.float32)

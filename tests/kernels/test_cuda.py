@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from cases import ACTIVATIONS, JET_CASES, POOL_CASES, JetCase, PoolCase, check_jet, check_pool, label
 from kernels import device_checks as checks
 
 import fastxai
@@ -39,12 +40,16 @@ def test_an_unusable_gpu_backend_says_why() -> None:
         assert (reason == "") == usable and (usable or "CUDA" in reason or "triton" in reason)
 
 
+@pytest.mark.parametrize("case", JET_CASES, ids=str)
+def test_jet(backend: str, case: JetCase) -> None:
+    check_jet(case, backend, torch.float32, checks.RELATIVE, "cuda")
+
+
 @pytest.mark.parametrize("dtype", list(checks.STORAGE), ids=str)
-@pytest.mark.parametrize("directions", [0, 1, 3])
-@pytest.mark.parametrize("act", checks.ACTIVATIONS, ids=checks.title)
-def test_activation(backend: str, act: Activation, directions: int, dtype: torch.dtype) -> None:
-    for case in (*checks.CASES, ((3, 7, 19, 23), False, True), ((4, 32, 33, 33), True, True)):
-        checks.check_activation(backend, "cuda", act, directions, dtype, case)
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=label)
+def test_storage_and_in_place(backend: str, act: Activation, dtype: torch.dtype) -> None:
+    for shape in (*checks.SHAPES, ((3, 7, 19, 23), False, True), ((4, 32, 33, 33), True, True)):
+        checks.check_storage(backend, "cuda", act, 1, dtype, shape)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 333.3])
@@ -56,17 +61,10 @@ def test_special_values(backend: str) -> None:
     checks.check_special_values(backend, "cuda")
 
 
-def test_empty(backend: str) -> None:
-    checks.check_empty(backend, "cuda")
-
-
 @pytest.mark.parametrize("dtype", list(checks.STORAGE), ids=str)
-@pytest.mark.parametrize("components", [1, 3])
-@pytest.mark.parametrize(("window", "size"), checks.WINDOWS, ids=str)
-def test_max_pool(
-    backend: str, window: checks.Window, size: tuple[int, int], dtype: torch.dtype, components: int
-) -> None:
-    checks.check_max_pool(backend, "cuda", window, size, dtype, components)
+@pytest.mark.parametrize("case", POOL_CASES, ids=str)
+def test_max_pool(backend: str, case: PoolCase, dtype: torch.dtype) -> None:
+    check_pool(case, backend, dtype, "cuda")
 
 
 def test_more_elements_than_one_grid(backend: str) -> None:

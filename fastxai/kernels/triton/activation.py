@@ -89,7 +89,7 @@ def _clamped(size, limit):
 
 @triton.jit
 def _share(e):
-    """e / (1 + e) = min(p, 1-p), e = exp(-|z|): rounded once where it is denormal, which a division is not."""
+    """Return e / (1 + e) = min(p, 1-p), e = exp(-|z|): rounded once where it is denormal, which a division is not."""
     return e * (1.0 / (1.0 + e))
 
 
