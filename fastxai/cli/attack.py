@@ -76,14 +76,11 @@ def run(options: argparse.Namespace) -> None:
     others = _common.images(options.target, "--target", network, options.device).expand(count, -1, -1, -1)
     result = attack.perturb(x, _common.maps(explainer, others)[1], progress=True)
 
-    _common.write_figure(out, lambda: _draw(x, result, [file.name for file in options.images]))
+    before, after = network.predict(x), network.predict(result.images)
+    files = zip(options.images, compared(result, before, after), strict=True)
+    rows = [{"file": str(file), **row} for file, row in files]
+    _common.write_figure(out, lambda: _draw(x, result, rows))
     _common.write_tensors(out, tensors(x, result))
-    rows = [
-        {"file": str(file), **row}
-        for file, row in zip(
-            options.images, compared(result, network.predict(x), network.predict(result.images)), strict=True
-        )
-    ]
     report = {
         "command": "attack",
         "model": options.model,
@@ -153,22 +150,30 @@ def _table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _draw(x: Tensor, result: AttackResult, titles: list[str]) -> Figure:
+def _draw(x: Tensor, result: AttackResult, rows: list[dict[str, Any]]) -> Figure:
     """One row an image: image and map before, the map to imitate, image and map after, and what changed."""
     change = (0.5 + 10 * (result.images - x)).clamp(0, 1)
-    parts = zip(titles, x, result.original_maps, result.target_maps, result.images, result.maps, change, strict=True)
+    parts = zip(rows, x, result.original_maps, result.target_maps, result.images, result.maps, change, strict=True)
     return viz.grid(
         [
             Row(
                 [
-                    Panel(image, title),
-                    Panel(before, "its map"),
+                    Panel(image, Path(row["file"]).name, _says(row["before"])),
+                    Panel(before, "its map", _like(row["map_to_target_before"])),
                     Panel(target, "map to imitate"),
-                    Panel(manipulated, "manipulated"),
-                    Panel(after, "its map"),
-                    Panel(difference, "change x 10"),
+                    Panel(manipulated, "manipulated", _says(row["after"])),
+                    Panel(after, "its map", _like(row["map_to_target"])),
+                    Panel(difference, "change of the image x 10", f"image MSE {row['image']['mse']:.1e}"),
                 ]
             )
-            for title, image, before, target, manipulated, after, difference in parts
+            for row, image, before, target, manipulated, after, difference in parts
         ]
     )
+
+
+def _says(predicted: dict[str, Any]) -> str:
+    return f"{predicted['class']}, {predicted['probability']:.1%}"
+
+
+def _like(alike: dict[str, float]) -> str:
+    return f"vs map to imitate: PCC {alike['pcc']:.2f}"
