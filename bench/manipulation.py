@@ -102,6 +102,11 @@ def case(args: argparse.Namespace) -> Case:
     return Case(source.contiguous(), reduce_map(net.gradient(goal)), attack, plain.smoothed(model), settings)
 
 
+def middle(values: Tensor) -> float:
+    """Return the median, the mean of the two middle values of an even number."""
+    return values.double().quantile(0.5).item()
+
+
 def row(name: str, case: Case, images: Tensor, maps: Tensor, seconds: float) -> list[str]:
     """Return the figures of one loop, judged on the ReLU network in plain autograd."""
     plain.set_beta(case.model, None)
@@ -111,12 +116,12 @@ def row(name: str, case: Case, images: Tensor, maps: Tensor, seconds: float) -> 
     kept = after.argmax(1) == before.argmax(1)
     return [
         name,
-        f"{pcc(maps, case.target_map).median():.4f}",
-        f"{ssim(maps, case.target_map).median():.4f}",
-        f"{mse(case.unit(images), case.unit(case.x)).median():.2e}",
+        f"{middle(pcc(maps, case.target_map)):.4f}",
+        f"{middle(ssim(maps, case.target_map)):.4f}",
+        f"{middle(mse(case.unit(images), case.unit(case.x))):.2e}",
         f"{mse(case.unit(images), case.unit(case.x)).max():.2e}",
         f"{int(kept.sum())}/{len(kept)}",
-        f"{moved.median():.1e}",
+        f"{middle(moved):.1e}",
         f"{seconds:.1f}",
     ]
 
@@ -173,7 +178,7 @@ def speed(case: Case, blocks: int) -> list[list[str]]:
     for _ in range(blocks):
         for name, block in ways.items():
             times[name].append(block())
-    medians = {name: torch.tensor(t).median().item() for name, t in times.items()}
+    medians = {name: middle(torch.tensor(t)) for name, t in times.items()}
     return [
         [name, f"{m * 1e3:.1f}", f"{min(times[name]) * 1e3:.1f}", f"{m / medians['fastxai']:.2f}"]
         for name, m in medians.items()

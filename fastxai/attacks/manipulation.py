@@ -244,7 +244,7 @@ class _Task:
                 warnings.warn(
                     "the map term has no gradient, as on a piecewise linear network: the attack will not move. "
                     "Give beta=(beta_0, beta_e), or attack a smooth network.",
-                    stacklevel=5,
+                    stacklevel=4,
                 )
             with torch.no_grad():
                 if free:

@@ -333,9 +333,9 @@ def test_a_diverging_attack_returns_the_original():
 
 
 def test_a_piecewise_linear_network_without_beta_warns():
-    with pytest.warns(UserWarning, match="Give beta="):
+    with pytest.warns(UserWarning, match="Give beta=") as caught:
         result = Manipulation(Gradient(cnn()), steps=2, beta=None, bounds=CHANNELS).perturb(*pairs())
-    assert torch.equal(result.images, pairs()[0])
+    assert torch.equal(result.images, pairs()[0]) and caught[0].filename == __file__
 
 
 @pytest.mark.parametrize(
