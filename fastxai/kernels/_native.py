@@ -58,6 +58,8 @@ def alike(leader: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     """Return all tensors dense and in the leader's memory order, copying only those that are not."""
     leader = dense(leader)
     order = torch.contiguous_format if leader.is_contiguous() else torch.channels_last
-    return leader, *(
-        x if x is None or x.is_contiguous(memory_format=order) else x.contiguous(memory_format=order) for x in others
-    )  # type: ignore[return-value]
+    for x in others:
+        if x is not None and not x.is_contiguous(memory_format=order):
+            others = tuple(y if y is None else y.contiguous(memory_format=order) for y in others)
+            break
+    return leader, *others  # type: ignore[return-value]

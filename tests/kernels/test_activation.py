@@ -107,7 +107,9 @@ def test_cpu_derivatives_everywhere(act: Activation, dtype: torch.dtype, toleran
     with fastxai.backend("reference"):
         want = probe(act, a.double())
     scale = scales(act, a.double())
-    for name, ours, exact, size in zip(("y", "s'", "s''"), (got[0], *got[2:]), (want[0], *want[2:]), scale, strict=True):
+    for name, ours, exact, size in zip(
+        ("y", "s'", "s''"), (got[0], *got[2:]), (want[0], *want[2:]), scale, strict=True
+    ):
         close(ours, exact, size, tolerance, name)
 
 
@@ -257,7 +259,10 @@ def test_the_pull_is_the_adjoint_of_the_push() -> None:
         (lambda: activation.push(SOFTPLUS, torch.zeros(2, 3), 0, torch.zeros(2)), "bias must have shape \\[3\\]"),
         (lambda: activation.push(SOFTPLUS, torch.zeros(2, 3), 0, torch.zeros(3).double()), "bias must have a's dtype"),
         (lambda: activation.pull(SOFTPLUS, torch.zeros(2, 3), None, torch.zeros(4, 3), 1), "a_v must be given"),
-        (lambda: activation.pull(SOFTPLUS, torch.zeros(2, 3), None, torch.zeros(2, 4)), "nu must have shape \\[2, 3\\]"),
+        (
+            lambda: activation.pull(SOFTPLUS, torch.zeros(2, 3), None, torch.zeros(2, 4)),
+            "nu must have shape \\[2, 3\\]",
+        ),
         (
             lambda: activation.pull(SOFTPLUS, torch.zeros(2, 3), None, torch.zeros(2, 3).double()),
             "nu must have kept's dtype torch.float32, got torch.float64",
