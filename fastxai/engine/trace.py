@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ class _Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.known: dict[int, Value | Expr] = {}
         self.alive: list[Tensor] = []  # ids stay unique while the tensors live
+        self.stand_ins: dict[int, Tensor] = {}  # meta tensor by the id of the real one
         self.stale: set[int] = set()
         self.path: list[str] = []
 
@@ -108,11 +110,16 @@ class _Recorder(TorchFunctionMode):
         return found
 
     def stand_in(self, leaf: Any) -> Any:
-        """Replace a real tensor (an unregistered constant of the model) by a meta one."""
-        if not isinstance(leaf, Tensor) or leaf.device.type == "meta" or id(leaf) in self.known:
+        """Replace a real tensor (a parameter, a buffer, a constant of the model) by a meta one."""
+        if not isinstance(leaf, Tensor) or leaf.device.type == "meta":
             return leaf
-        self.alive.append(leaf)
-        return self.bind(leaf.to("meta"), Constant(leaf))
+        return self.stand_ins[id(leaf)] if id(leaf) in self.stand_ins else self.replace(leaf, Constant(leaf))
+
+    def replace(self, real: Tensor, what: Expr) -> Tensor:
+        """Make the meta tensor that stands for a real one; the model keeps its own, which threads may be using."""
+        self.alive.append(real)
+        self.stand_ins[id(real)] = self.bind(real.detach().to("meta"), what)
+        return self.stand_ins[id(real)]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -175,15 +182,21 @@ def _item(sequence: Any, i: int) -> Any:
 
 @contextmanager
 def _paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep the path of the module that is running on top of the stack."""
+    """Keep the path of the module that this thread is running on top of the stack."""
+    owner = get_ident()
+
+    def enter(name: str) -> None:
+        if get_ident() == owner:
+            stack.append(name)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        stack.pop()
+        if get_ident() == owner:
+            stack.pop()
 
     handles = []
     try:
         for name, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda m, i, name=name: stack.append(name)))
+            handles.append(module.register_forward_pre_hook(lambda m, i, name=name: enter(name)))
             handles.append(module.register_forward_hook(leave, always_call=True))
         yield
     finally:
@@ -198,22 +211,17 @@ def trace(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, prepare:
         Unsupported: the model cannot be recorded (data-dependent control flow, operations across samples, ...).
     """
     recorder = _Recorder()
-    stand_ins: dict[str, Tensor] = {}
-    by_identity: dict[int, Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for module in model.modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in by_identity:
-                    by_identity[id(tensor)] = recorder.bind(tensor.detach().to("meta"), Source(table, name))
-                stand_ins[f"{path}.{name}" if path else name] = by_identity[id(tensor)]
+                if tensor is not None and id(tensor) not in recorder.stand_ins:
+                    recorder.replace(tensor, Source(table, name))
     x = torch.empty(BATCH, *shape, dtype=dtype, device="meta")
     start = Value(tuple(shape), dtype)
     try:
         with evaluation(model), _paths(model, recorder.path), torch.no_grad(), recorder:
             recorder.bind(x, start)
-            out = torch.func.functional_call(model, stand_ins, (prepare(x),), tie_weights=False)
+            out = model(prepare(x))
     except Unsupported:
         raise
     except Exception as error:

@@ -24,10 +24,10 @@ ZOO = {
     "vgg16": (32, 10.0),
     "alexnet": (64, 10.0),
     "resnet18": (33, 2.0),
-    "densenet121": (40, 10.0),
+    "densenet121": (33, 10.0),
     "squeezenet": (75, 0.01),
     "resnet20": (32, 10.0),
-    "efficientnet_lite0": (75, 2.0),
+    "efficientnet_lite0": (49, 2.0),
 }
 
 

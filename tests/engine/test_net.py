@@ -258,6 +258,25 @@ class TestShapesAndLayouts:
             worker.join()
         assert failures == []
 
+    def test_threads_compile_new_shapes_of_one_net(self) -> None:
+        layers = (nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model = randomise(nn.Sequential(*layers, nn.Linear(4, 3))).double()
+        net, known, said = fastxai.compile(model), torch.rand(2, 2, 9, 9, dtype=torch.float64), []
+        want = net.gradient(known, 1)
+
+        def work(height: int) -> None:
+            for width in range(5, 9):
+                x = torch.rand(2, 2, height, width, dtype=torch.float64)
+                ok = net.report(x).engine and error(net.gradient(x, 1), gradient(model, x, 1)) < 1e-12
+                said.append(ok and torch.equal(net.gradient(known, 1), want))
+
+        workers = [threading.Thread(target=work, args=(height,)) for height in range(5, 9)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert said == [True] * 16
+
     def test_results_do_not_depend_on_the_batch_around_a_sample(self) -> None:
         """The batch is large enough to run in many chunks, the single samples are one each."""
         torch.manual_seed(0)
