@@ -76,7 +76,7 @@ def pick(x: Tensor) -> str:
     name = _override.get()
     if name is None:
         name = "cpu" if x.device.type == "cpu" else "triton" if x.device.type == "cuda" else "reference"
-        return name if not available()[name] and x.dtype in _DTYPES[name] else "reference"
+        return name if not available()[name] and x.dtype in _DTYPES.get(name, ()) else "reference"
     if name != "reference" and x.dtype not in _DTYPES[name]:
         raise TypeError(f"backend {name!r} must get one of {_DTYPES[name]}, got {x.dtype}; use backend('reference')")
     return name
