@@ -114,6 +114,14 @@ def scales(act: Activation, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             # exp at the rounded argument 2u
             d2 = (dt * du + size * dt * (ddu / 2 + du * du)) * (1 + 2 * u)
             return size, 1 + size * dt * du, d2
+        case "softplus6":
+            low, high = slope(act.beta * a), slope(act.beta * (a - 6))
+            tails = [torch.log1p(torch.exp(-(act.beta * z).abs())) / act.beta for z in (a, a - 6)]
+            small = [torch.sigmoid(-(act.beta * z).abs()) for z in (a, a - 6)]
+            inside = ((a > 0) & (a < 6)).to(a.dtype)
+            return a.clamp(0, 6) + tails[0] + tails[1], inside + small[0] + small[1], act.beta * (low + high)
+        case "leaky_softplus":
+            return y.abs() + 2 * abs(act.alpha) * size, d1.abs() + abs(act.alpha), d2.abs()
         case "relu6" if act.second == "curvature":
             return y.abs(), d1, act.beta * (slope(act.beta * a) + slope(act.beta * (a - 6)))
     return y.abs(), d1.abs(), d2.abs()

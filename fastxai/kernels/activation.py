@@ -203,11 +203,23 @@ def _bias_shape(bias: Tensor, a: Tensor) -> Tensor:
     return bias.view(-1, *[1] * (a.dim() - 2))
 
 
+def _tail(z: Tensor) -> Tensor:
+    return torch.log1p(torch.exp(-z.abs()))
+
+
+def _stable_value(act: Activation, a: Tensor) -> Tensor:
+    """s(a) in the form of the compiled kernels: the kinked function plus its smooth tails."""
+    if act.name == "softplus":
+        return a.clamp(min=0) + _tail(act.beta * a) / act.beta
+    if act.name == "softplus6":
+        return a.clamp(0, 6) + (_tail(act.beta * a) - _tail(act.beta * (a - 6))) / act.beta
+    return value(act, a)
+
+
 def _push_reference(act: Activation, a: Tensor, directions: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     wide = _wide(a).unflatten(0, (1 + directions, -1)) if a.shape[0] else _wide(a).reshape(1 + directions, *a.shape)
     primal = wide[0] if bias is None else wide[0] + _bias_shape(_wide(bias), a)
-    y = primal.clamp(min=0) + torch.log1p(torch.exp(-(act.beta * primal).abs())) / act.beta
-    y = y if act.name == "softplus" else value(act, primal)
+    y = _stable_value(act, primal)
     kept = torch.copysign(_small(act.beta * primal), primal) if act.name == "softplus" else primal
     tangents = derivatives(act, kept)[0] * wide[1:]
     out = torch.cat([y[None], tangents]).flatten(0, 1)
