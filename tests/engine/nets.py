@@ -27,7 +27,7 @@ ZOO = {
     "densenet121": (33, 10.0),
     "squeezenet": (75, 0.01),
     "resnet20": (32, 10.0),
-    "efficientnet_lite0": (49, 2.0),
+    "efficientnet_lite0": (49, 0.5),
 }
 
 
