@@ -11,7 +11,7 @@ namespace fastxai::cpu {
 namespace {
 
 constexpr int64_t block = 512;
-// Below this many elements a second thread costs more than it saves (measured: docs/benchmarks).
+// Waking the team costs 2 us; this many elements take one core 10 us for softplus, 3 us for ReLU.
 constexpr int64_t serial = 1 << 14;
 
 int useful(int threads, const Shape& s) { return s.elements * (1 + s.directions) < serial ? 1 : threads; }
@@ -116,13 +116,13 @@ FASTXAI_INLINE void pull_range(const Pull<T>& p, int64_t begin, int64_t end) {
       }
       for (int64_t s = 0; s < p.shape.directions; ++s) {
         const int64_t at = s * p.shape.elements + start;
-        const T *a_v = p.a_v + at, *nu_0 = p.nu_0 + at;
+        const T *a_v = flat ? nullptr : p.a_v + at, *nu_0 = p.nu_0 ? p.nu_0 + at : nullptr;
         T* mu_0 = p.mu_0 + at;
-        if (flat && !p.nu_0) {
+        if (flat && !nu_0) {
           std::fill_n(mu_0, n, T(0));
         } else if (flat) {
           FASTXAI_VECTOR for (int64_t i = 0; i < n; ++i) mu_0[i] = d1[i] * nu_0[i];
-        } else if (!p.nu_0) {
+        } else if (!nu_0) {
           FASTXAI_VECTOR for (int64_t i = 0; i < n; ++i) mu_0[i] = d2[i] * a_v[i];
         } else {
           FASTXAI_VECTOR for (int64_t i = 0; i < n; ++i) mu_0[i] = d1[i] * nu_0[i] + d2[i] * a_v[i];

@@ -13,8 +13,8 @@
 namespace fastxai::cpu {
 namespace {
 
-// Below this many input elements a second thread costs more than it saves.
-constexpr int64_t serial = 1 << 14;
+// Waking the team costs 2 us, in which one core pools about this many input elements.
+constexpr int64_t serial = 1 << 15;
 constexpr int64_t chunk = 256;
 constexpr int max_taps = 255;
 
