@@ -25,9 +25,9 @@ class Softplus(nn.Module):
 def smoothed(model: nn.Module) -> nn.Module:
     """Replace every nn.ReLU of a model by softplus_beta, in place."""
     for module in list(model.modules()):
-        for name, child in module.named_children():
+        for name, child in module._modules.items():  # named_children() would skip the second use of a shared ReLU
             if isinstance(child, nn.ReLU):
-                setattr(module, name, Softplus())
+                module._modules[name] = Softplus()
     return model.eval().requires_grad_(False)
 
 

@@ -22,7 +22,7 @@
 
 namespace fastxai {
 
-// The order is that of NAMES and SECOND in fastxai/kernels/activation.py; a test compares the two.
+// The order is that of NAMES and SECOND in fastxai/kernels/formulas.py; a test compares the two.
 enum class Act : int {
   identity, softplus, sigmoid, tanh, silu, gelu, gelu_tanh, elu, relu, relu6, leaky_relu, softplus6, leaky_softplus
 };

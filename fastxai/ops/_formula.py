@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastxai.kernels.activation import Activation, value
+from fastxai.kernels.formulas import Activation, value
 
 __all__ = ["derivative", "formula", "needs_formula"]
 

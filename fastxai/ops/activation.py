@@ -10,7 +10,7 @@ import math
 from torch import Tensor, nn
 
 from fastxai import _check
-from fastxai.kernels.activation import SECOND, Activation
+from fastxai.kernels.formulas import SECOND, Activation
 from fastxai.ops import _registry
 from fastxai.ops._formula import formula, needs_formula
 
