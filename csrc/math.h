@@ -43,16 +43,23 @@ struct Float;
 template <>
 struct Float<float> {
   using Bits = uint32_t;
-  static constexpr Bits head = 0xfffff000u;   // keeps 12 of the 24 significant bits
-  static constexpr float round = 0x1.8p23f;   // adding it leaves the nearest integer in the low bits
-  static constexpr int digits = 23, bias = 127, least = 151;  // 2^-151 rounds to zero
+  static constexpr Bits sign = 0x80000000u;
+  static constexpr Bits head = 0xfffff000u;  // keeps 12 of the 24 significant bits
+  static constexpr int digits = 23;
+  // Adding it to n leaves n + 151 in the low bits: the exponent field of 2^(n + 24), normal for all n >= -150.
+  static constexpr float round = 0x1.8p23f + 151;
+  static constexpr float lowered = 0x1p-24f;
+  static constexpr double least = 150.45;  // 2^-150.45 rounds to zero
 };
 template <>
 struct Float<double> {
   using Bits = uint64_t;
+  static constexpr Bits sign = 0x8000000000000000u;
   static constexpr Bits head = 0xfffffffff8000000u;  // keeps 26 of the 53 significant bits
-  static constexpr double round = 0x1.8p52;
-  static constexpr int digits = 52, bias = 1023, least = 1076;
+  static constexpr int digits = 52;
+  static constexpr double round = 0x1.8p52 + 1076;  // n + 1076 is the exponent field of 2^(n + 53)
+  static constexpr double lowered = 0x1p-53;
+  static constexpr double least = 1075.45;
 };
 
 template <class T>
@@ -120,14 +127,15 @@ FASTXAI_INLINE T ratio(T num, T den) {
   return num / den;
 }
 
-// exp(r x) = (1 + tail) s1 s2 with powers of two s1, s2, so that exp and exp - 1 are both at hand.
+// exp(r x) = (1 + tail) raised lowered, so that exp and exp - 1 are both at hand. raised is a normal power of two even
+// where the result is not: only the last product rounds.
 template <class T>
 struct Power {
-  T tail, s1, s2;
-  FASTXAI_INLINE T exp() const { return ((1 + tail) * s1) * s2; }
+  T tail, raised;
+  FASTXAI_INLINE T exp() const { return ((1 + tail) * raised) * Float<T>::lowered; }
   FASTXAI_INLINE T minus_one() const {
-    const T s = s1 * s2;
-    return s * tail + (s - 1);
+    const T scale = raised * Float<T>::lowered;
+    return scale * tail + (scale - 1);
   }
 };
 
@@ -136,17 +144,13 @@ struct Power {
 template <class T>
 FASTXAI_INLINE Power<T> power(T x, const Rate<T>& r, T less = T(0)) {
   using F = Float<T>;
-  using Bits = typename F::Bits;
   x = x < r.floor ? r.floor : x;
   const T shifted = r.sum * x + F::round;
   const T n = shifted - F::round;
   const T h = head(x);
   const T f = (((h * r.hi - n) + (x - h) * r.hi) + x * r.lo) - less;
-  const Bits exponent = bits_of(shifted) - bits_of(F::round) + 2 * F::bias;
-  const Bits half = exponent >> 1;
   Power<T> out;
-  out.s1 = from_bits<T>(half << F::digits);
-  out.s2 = from_bits<T>((exponent - half) << F::digits);
+  out.raised = from_bits<T>(bits_of(shifted) << F::digits);
   if constexpr (std::is_same_v<T, float>) {
     out.tail = f * horner(f, 0x1.62e43p-1f, 0x1.ebfbep-3f, 0x1.c6af6cp-5f, 0x1.3b2a52p-7f, 0x1.5f08b8p-10f,
                           0x1.4413a4p-13f);
@@ -175,17 +179,28 @@ FASTXAI_INLINE T log1p(T x) {
 
 template <class T>
 FASTXAI_INLINE T absolute(T x) {
-  return from_bits<T>(bits_of(x) & ~(typename Float<T>::Bits(1) << (sizeof(T) * 8 - 1)));
+  return from_bits<T>(bits_of(x) & ~Float<T>::sign);
+}
+
+template <class T>
+FASTXAI_INLINE T minus_absolute(T x) {
+  return from_bits<T>(bits_of(x) | Float<T>::sign);
 }
 
 template <class T>
 FASTXAI_INLINE bool negative(T x) {
-  return bits_of(x) >> (sizeof(T) * 8 - 1);
+  return bits_of(x) >= Float<T>::sign;
 }
 
 template <class T>
 FASTXAI_INLINE T with_sign(T magnitude, T sign) {
-  return negative(sign) ? -magnitude : magnitude;
+  return from_bits<T>((bits_of(magnitude) & ~Float<T>::sign) | (bits_of(sign) & Float<T>::sign));
+}
+
+// max(a, 0), passing NaN.
+template <class T>
+FASTXAI_INLINE T positive_part(T a) {
+  return a < 0 ? T(0) : a;
 }
 
 // Of p = sig(r x): q = min(p, 1 - p) and t = tanh(|r x| / 2) = |2 p - 1|, neither by cancellation.
@@ -193,7 +208,7 @@ template <class T>
 struct Logistic {
   T q, t;
   FASTXAI_INLINE Logistic(T x, const Rate<T>& rate) {
-    const Power<T> e = power(-absolute(x), rate);
+    const Power<T> e = power(minus_absolute(x), rate);
     const T num = e.exp(), inverse = ratio(T(1), 1 + num);
     q = num * inverse;
     t = -e.minus_one() * inverse;
@@ -211,9 +226,9 @@ template <Act act, bool curvature, class T>
 FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
   Jet<T> out{a, a, T(1), T(0)};
   if constexpr (act == Act::softplus) {
-    const T e = power(-absolute(a), c.rate).exp();
+    const T e = power(minus_absolute(a), c.rate).exp();
     const T q = ratio(e, 1 + e);
-    out.y = (a > 0 ? a : T(0)) + log1p(e) * c.inverse;
+    out.y = positive_part(a) + log1p(e) * c.inverse;
     out.kept = with_sign(q, a);
     out.d1 = negative(a) ? q : 1 - q;
     out.d2 = c.beta * (q * (1 - q));
@@ -258,15 +273,15 @@ FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
     out.d2 = a > 0 ? T(0) : low;
   } else if constexpr (act == Act::softplus6) {
     // softplus(a) - softplus(a - 6): the kinked parts subtract to a clamp, exactly
-    const T below = power(-absolute(a), c.rate).exp(), above = power(-absolute(a - 6), c.rate).exp();
+    const T below = power(minus_absolute(a), c.rate).exp(), above = power(minus_absolute(a - 6), c.rate).exp();
     const T low = ratio(below, 1 + below), high = ratio(above, 1 + above);
     const T clamped = a > 6 ? T(6) : a;
     out.y = (a < 0 ? T(0) : clamped) + (log1p(below) - log1p(above)) * c.inverse;
     out.d1 = a > 6 ? high - low : (a > 0 ? 1 - low - high : low - high);
     out.d2 = c.beta * (low * (1 - low) - high * (1 - high));
   } else if constexpr (act == Act::leaky_softplus) {
-    const T e = power(-absolute(a), c.rate).exp(), q = ratio(e, 1 + e), rest = 1 - c.alpha;
-    out.y = c.alpha * a + rest * ((a > 0 ? a : T(0)) + log1p(e) * c.inverse);
+    const T e = power(minus_absolute(a), c.rate).exp(), q = ratio(e, 1 + e), rest = 1 - c.alpha;
+    out.y = c.alpha * a + rest * (positive_part(a) + log1p(e) * c.inverse);
     out.d1 = c.alpha + rest * (negative(a) ? q : 1 - q);
     out.d2 = rest * (c.beta * (q * (1 - q)));
   } else if constexpr (act == Act::relu || act == Act::relu6 || act == Act::leaky_relu) {
