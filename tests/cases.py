@@ -72,6 +72,9 @@ _STRUCTURES = [
 _SOFTPLUS_STRUCTURES = [
     ((0, 3, 4, 4), 1, True, True),
     ((2, 3, 0, 4), 1, False, True),
+    ((2, 3, 4, 0), 1, False, True),
+    ((2, 0, 3, 3), 1, False, True),
+    ((2, 0), 1, False, True),
     ((1, 1, 1, 1), 1, False, True),
     ((2, 600, 1, 1), 1, False, True),
     ((2, 600, 2, 1), 1, True, True),
@@ -216,6 +219,7 @@ POOL_CASES = [
     *(PoolCase(w, (2, 5, 13, 15), 3, last) for w in WINDOWS for last in (False, True)),
     *(PoolCase(w, (2, 300, 14, 16), 2, last) for w in WINDOWS[:2] for last in (False, True)),
     *(PoolCase(WINDOWS[0], (0, 3, 8, 8), 2, last) for last in (False, True)),
+    *(PoolCase(WINDOWS[1], (2, 0, 8, 8), 2, last) for last in (False, True)),
     PoolCase(WINDOWS[0], (3, 1, 6, 6), 1, True),
     PoolCase(WINDOWS[0], (3, 7, 2, 2), 2, True),
 ]

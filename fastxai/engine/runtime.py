@@ -21,7 +21,7 @@ __all__ = ["Runtime"]
 
 # Bytes of the largest layer (input and output, all components) that a chunk may hold. Measured on two Zen 4 cores
 # (1 MiB L2 each, 32 MiB L3): from 1 to 8 MiB the rate is flat, beyond that pages are faulted in anew at every call.
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 16 << 20
 
 Activations = tuple[Activation, ...]
 
