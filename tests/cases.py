@@ -72,7 +72,8 @@ _STRUCTURES = [
 _SOFTPLUS_STRUCTURES = [
     ((0, 3, 4, 4), 1, True, True),
     ((2, 3, 0, 4), 1, False, True),
-    ((2, 3, 4, 0), 1, False, True),
+    ((0, 1, 9, 1), 3, False, True),
+    ((1, 3, 0, 1, 2), 2, False, True),
     ((2, 0, 3, 3), 1, False, True),
     ((2, 0), 1, False, True),
     ((1, 1, 1, 1), 1, False, True),

@@ -144,7 +144,7 @@ FASTXAI_CLONES void pull_clone(const Pull<double>& p, int64_t begin, int64_t end
 
 template <class T>
 void activation_push(const Activation& act, const Shape& shape, const T* a, const T* bias, T* y, T* kept, int threads) {
-  if (shape.elements == 0) return;  // the period of a bias may be 0 too
+  if (shape.elements == 0) return;  // inner may be 0 too
   Push<T> p{act, Scalars<T>(act), shape, a, bias, y, kept};
   // Short runs of equal channel would not vectorise: spell the bias out over several periods.
   std::vector<T> pattern;

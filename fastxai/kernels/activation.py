@@ -81,7 +81,7 @@ def _compiled_push(
     else:
         rows = a.shape[0] // (1 + directions)
         kept = a[:rows] if overwrite else a.new_empty_strided((rows, *a.shape[1:]), a.stride())
-    channels, inner, bias_address = (1, 1, 0) if bias is None else (a.shape[1], a.stride(1), bias.data_ptr())
+    channels, inner, bias_address = (1, 1, 0) if bias is None else (a.shape[1], max(a.stride(1), 1), bias.data_ptr())
     _native.launch(
         backend, "activation_push", a,
         *act.scalars, _native.DTYPES[a.dtype], kept.numel(), directions, channels, inner,

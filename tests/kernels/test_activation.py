@@ -198,6 +198,14 @@ def test_cpu_takes_any_strides(name: str, overwrite: bool) -> None:
     assert torch.equal(a, before)
 
 
+def test_a_single_channel_may_have_any_stride() -> None:
+    a = torch.randn(4, 9).as_strided((4, 1, 9, 1), (9, 0, 1, 1))
+    assert a.is_contiguous()
+    bias = torch.randn(1)
+    got, want = (activation.push(SOFTPLUS, x, 1, bias) for x in (a, a.clone(memory_format=torch.contiguous_format)))
+    assert all(torch.equal(one, two) for one, two in zip(got, want, strict=True))
+
+
 def test_operands_in_different_orders() -> None:
     a, nu = torch.randn(4, 3, 5, 6), torch.randn(4, 3, 5, 6)
     _, kept = activation.push(SOFTPLUS, a, 1)
