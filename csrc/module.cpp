@@ -11,6 +11,7 @@
 #include "cpu/activation.h"
 #include "cpu/max_pool.h"
 #include "cpu/parallel.h"
+#include "cpu/thin_conv.h"
 #include "math.h"
 #ifdef FASTXAI_CUDA
 #include "cuda/activation.h"
@@ -93,6 +94,12 @@ void cpu_max_pool_pull(int dtype, int64_t components, int64_t rows, int64_t chan
   });
 }
 
+// The geometry of fastxai/kernels/thin_conv.py, in the order of the struct.
+void cpu_thin_conv_transpose(const std::array<int64_t, 11>& g, Address nu, Address weight, Address mu, int threads) {
+  const cpu::ThinConv conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
+  cpu::thin_conv_transpose(conv, at<float>(nu), at<float>(weight), at<float>(mu), threads);
+}
+
 #ifdef FASTXAI_CUDA
 template <class F>
 void with_cuda_type(int dtype, const F& f) {
@@ -149,6 +156,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_activation_pull_primal", &cpu_activation_pull_primal, Free());
   m.def("cpu_max_pool_push", &cpu_max_pool_push, Free());
   m.def("cpu_max_pool_pull", &cpu_max_pool_pull, Free());
+  m.def("cpu_thin_conv_transpose", &cpu_thin_conv_transpose, Free());
 #ifdef FASTXAI_CUDA
   m.attr("has_cuda") = true;
   m.def("cuda_activation_push", &cuda_activation_push, Free());

@@ -79,6 +79,7 @@ def cpu_max_pool_pull(
     threads: int,
     /,
 ) -> None: ...
+def cpu_thin_conv_transpose(geometry: Sequence[int], nu: int, weight: int, mu: int, threads: int) -> None: ...
 def cuda_activation_push(
     code: int,
     second: int,

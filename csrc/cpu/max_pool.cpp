@@ -9,6 +9,7 @@
 
 #include "../math.h"
 #include "parallel.h"
+#include "taps.h"
 
 namespace fastxai::cpu {
 namespace {
@@ -16,7 +17,6 @@ namespace {
 // Waking the team costs 2 us, in which one core pools about this many input elements.
 constexpr int64_t serial = 1 << 15;
 constexpr int64_t chunk = 256;
-constexpr int max_taps = 255;
 
 // Positions and masks are as wide as T, and masks are integers: from bools GCC makes branches, which do not vectorise.
 template <class T>
@@ -45,35 +45,6 @@ struct Push {
   uint8_t* index;
   int64_t image, out_image;  // elements
 };
-
-// A pixel of the other side: its offset from the image, and the position in the kernel that joins the two.
-struct Taps {
-  int count;
-  int64_t offset[max_taps];
-  int code[max_taps];
-
-  FASTXAI_HOST_INLINE void add(int64_t at, int64_t position) {
-    offset[count] = at;
-    code[count++] = int(position);
-  }
-};
-
-FASTXAI_HOST_INLINE void window_taps(const Pool& p, int64_t oh, int64_t ow, Taps& taps) {
-  taps.count = 0;
-  for (int64_t i = 0; i < p.kernel_h; ++i) {
-    const int64_t h = oh * p.stride_h - p.padding_h + i * p.dilation_h;
-    if (h < 0 || h >= p.height) continue;
-    for (int64_t j = 0; j < p.kernel_w; ++j) {
-      const int64_t w = ow * p.stride_w - p.padding_w + j * p.dilation_w;
-      if (w >= 0 && w < p.width) taps.add((h * p.width + w) * p.channels, i * p.kernel_w + j);
-    }
-  }
-}
-
-// Repeats the first tap up to a fixed count: what was seen before cannot win, and when gathered it is the same value.
-FASTXAI_HOST_INLINE void pad_taps(Taps& taps, int size) {
-  while (taps.count < size) taps.add(taps.offset[0], taps.code[0]);
-}
 
 template <int size, class T>
 FASTXAI_INLINE void find_fixed(const T* x, const Taps& taps, int64_t channels, T* y, uint8_t* index) {
@@ -185,14 +156,6 @@ FASTXAI_INLINE void find_columns(const Pool& p, const T* plane, int64_t oh, T* y
 }
 
 // Where the taps of a window lie, relative to its first one.
-FASTXAI_HOST_INLINE void plane_offsets(const Pool& p, int64_t* offset) {
-  for (int64_t i = 0; i < p.kernel_h; ++i) {
-    for (int64_t j = 0; j < p.kernel_w; ++j) {
-      offset[i * p.kernel_w + j] = i * p.dilation_h * p.width + j * p.dilation_w;
-    }
-  }
-}
-
 // Planes [begin, end) of component 0 and the same planes of the others, channels first.
 template <class T>
 FASTXAI_INLINE void push_first(const Push<T>& push, int64_t begin, int64_t end) {

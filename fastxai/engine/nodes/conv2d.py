@@ -14,6 +14,7 @@ from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.nodes.pad import Pad
 from fastxai.engine.trace import Unsupported
 from fastxai.engine.weights import Expr, shape_of
+from fastxai.kernels import thin_conv
 
 __all__ = ["Conv2d"]
 
@@ -39,15 +40,19 @@ class Conv2d(Linear):
         super().__init__([x], out_shape, [weight])
         self.geometry = (stride, padding, dilation, groups)
 
-    def prepare(self, *params: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return W in channels-last, and flipped and transposed where that turns the transpose into a convolution."""
+    def prepare(self, *params: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return W in channels-last; flipped and transposed, where that turns the transpose into a convolution.
+
+        The third is W packed for the thin kernel, for a transpose to few channels.
+        """
         weight = params[0].contiguous(memory_format=torch.channels_last)
         stride, padding, dilation, groups = self.geometry
         reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
         if stride != (1, 1) or groups != 1 or min(reach) < 0:
-            return weight, None
+            return weight, None, None
+        packed = thin_conv.pack(weight) if dilation == (1, 1) and thin_conv.fits(weight) else None
         # A forward convolution reaches a higher rate than oneDNN's backward-data on channels-last input.
-        return weight, weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        return weight, weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last), packed
 
     def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
         """W * x on every row."""
@@ -55,8 +60,10 @@ class Conv2d(Linear):
 
     def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
         """The transposed convolution."""
-        weight, flipped = s.prepared[self.index]
+        weight, flipped, packed = s.prepared[self.index]
         _, padding, dilation, _ = self.geometry
+        if packed is not None and thin_conv.serves(nu):
+            return [thin_conv.transpose(nu, packed, (weight.shape[2], weight.shape[3]), padding)]
         if flipped is not None:
             reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
             return [torch.conv2d(nu, flipped, None, 1, reach, dilation)]

@@ -1,0 +1,109 @@
+// Vectors run over the wide channels; four neighbouring pixels share each weight that is loaded, so that the loop is
+// bound by multiply-adds and not by loads.
+#include "thin_conv.h"
+
+#include <cstring>
+#include <stdexcept>
+
+#include "../math.h"
+#include "parallel.h"
+
+namespace fastxai::cpu {
+namespace {
+
+constexpr int64_t lanes = 16, pixels = 4;
+// Multiply-adds that take one core some 10 us; waking the team costs 2 us.
+constexpr int64_t serial = 1 << 20;
+typedef float Vector __attribute__((vector_size(lanes * sizeof(float))));
+typedef float Half __attribute__((vector_size(lanes / 2 * sizeof(float))));
+typedef float Quarter __attribute__((vector_size(lanes / 4 * sizeof(float))));
+
+FASTXAI_INLINE void load(const float* p, Vector& v) { std::memcpy(&v, p, sizeof v); }
+
+FASTXAI_INLINE float sum(const Vector& v) {
+  Half h[2];
+  std::memcpy(h, &v, sizeof v);
+  h[0] += h[1];
+  Quarter q[2];
+  std::memcpy(q, h, sizeof q);
+  q[0] += q[1];
+  return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
+// `count` pixels of one row of the result from column x on; every tap j with `first` <= j < `last` meets nu for all.
+template <int64_t thin, int64_t count>
+FASTXAI_INLINE void span(const ThinConv& c, const float* nu, const float* weight, float* mu, int64_t y, int64_t x,
+                         int64_t first, int64_t last) {
+  Vector acc[count][thin] = {};
+  for (int64_t i = 0; i < c.kernel_h; ++i) {
+    const int64_t source_y = y + c.padding_h - i;
+    if (source_y < 0 || source_y >= c.out_height) continue;
+    for (int64_t j = first; j < last; ++j) {
+      const float* source = nu + (source_y * c.out_width + x + c.padding_w - j) * c.wide;
+      const float* w = weight + (i * c.kernel_w + j) * thin * c.wide;
+      for (int64_t o = 0; o < c.wide; o += lanes) {
+        Vector s[count];
+        FASTXAI_UNROLL for (int64_t p = 0; p < count; ++p) load(source + p * c.wide + o, s[p]);
+        FASTXAI_UNROLL for (int64_t t = 0; t < thin; ++t) {
+          Vector v;
+          load(w + t * c.wide + o, v);
+          FASTXAI_UNROLL for (int64_t p = 0; p < count; ++p) acc[p][t] += v * s[p];
+        }
+      }
+    }
+  }
+  float* target = mu + (y * c.width + x) * thin;
+  FASTXAI_UNROLL for (int64_t p = 0; p < count; ++p)
+    FASTXAI_UNROLL for (int64_t t = 0; t < thin; ++t) target[p * thin + t] = sum(acc[p][t]);
+}
+
+template <int64_t thin>
+FASTXAI_INLINE void row(const ThinConv& c, const float* nu, const float* weight, float* mu, int64_t y) {
+  for (int64_t x = 0; x < c.width;) {
+    const bool inside = x + c.padding_w - (c.kernel_w - 1) >= 0 && x + pixels - 1 + c.padding_w < c.out_width;
+    if (inside && x + pixels <= c.width) {
+      span<thin, pixels>(c, nu, weight, mu, y, x, 0, c.kernel_w);
+      x += pixels;
+    } else {
+      const int64_t reach = x + c.padding_w;  // column of nu under tap j is reach - j
+      const int64_t first = reach < c.out_width ? 0 : reach - c.out_width + 1;
+      span<thin, 1>(c, nu, weight, mu, y, x, first, reach + 1 < c.kernel_w ? reach + 1 : c.kernel_w);
+      ++x;
+    }
+  }
+}
+
+struct Call {
+  const ThinConv& conv;
+  const float *nu, *weight;
+  float* mu;
+};
+
+FASTXAI_CLONES void rows(const Call& call, int64_t begin, int64_t end) {
+  const ThinConv& c = call.conv;
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t image = k / c.height, y = k % c.height;
+    const float* nu = call.nu + image * c.out_height * c.out_width * c.wide;
+    float* mu = call.mu + image * c.height * c.width * c.thin;
+    switch (c.thin) {
+      case 1: row<1>(c, nu, call.weight, mu, y); break;
+      case 2: row<2>(c, nu, call.weight, mu, y); break;
+      case 3: row<3>(c, nu, call.weight, mu, y); break;
+      default: row<4>(c, nu, call.weight, mu, y);
+    }
+  }
+}
+
+}  // namespace
+
+void thin_conv_transpose(const ThinConv& conv, const float* nu, const float* weight, float* mu, int threads) {
+  if (conv.thin < 1 || conv.thin > 4 || conv.wide % lanes) {
+    throw std::invalid_argument("thin_conv needs 1 to 4 thin channels and a multiple of 16 wide ones");
+  }
+  const Call call{conv, nu, weight, mu};
+  const int64_t work = conv.rows * conv.height * conv.width * conv.kernel_h * conv.kernel_w * conv.thin * conv.wide;
+  if (work < serial) threads = 1;
+  parallel_for(conv.rows * conv.height, 1, threads, [&](int64_t begin, int64_t end) { rows(call, begin, end); });
+}
+
+}  // namespace fastxai::cpu
