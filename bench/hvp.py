@@ -7,6 +7,7 @@ anything is timed; times are medians of interleaved runs, ratios are to plain au
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from references import plain
 
 Calls = dict[str, Callable[[], Tensor]]
-ERROR = 1e-3  # max-pool ties that flip between two float32 orders of summation move a sample; medians are far below
 
 
 def _error(got: Tensor, want: Tensor) -> float:
@@ -78,20 +78,25 @@ def directions_calls(net: fastxai.Net, model: nn.Module, x: Tensor, vs: Tensor, 
     }
 
 
-def _row(name: str, what: str, calls: Calls, repeats: int, floor_seconds: float | None) -> list[list[str]]:
-    values = {k: call() for k, call in calls.items()}
-    baseline = next(k for k in calls if k != "fastxai")
-    for k, value in values.items():
-        error = _error(value, values[baseline])
-        if error > ERROR:
-            raise SystemExit(f"{name} {what}: {k} differs from {baseline} by {error:.1e}; nothing is timed")
+def _row(
+    name: str, what: str, calls: Calls, truth: Tensor, repeats: int, floor_seconds: float | None
+) -> list[list[str]]:
+    """Compare every value with float64, then time: fastxai may err at most twice as much as the worst rival.
+
+    The worst, not plain autograd's default layout: on deep nets with max-pools a few argmaxes flip between any two
+    orders of summation, and which way of computing is hit is chance.
+    """
+    errors = {k: _error(call(), truth) for k, call in calls.items()}
+    worst = max(error for k, error in errors.items() if k != "fastxai")
+    if not errors["fastxai"] <= max(2 * worst, 1e-5):
+        raise SystemExit(
+            f"{name} {what}: fastxai errs by {errors['fastxai']:.1e}, its rivals by {worst:.1e}; not timed"
+        )
     seconds = interleaved(calls, repeats=repeats)
-    rows = []
+    ours, rows = seconds["fastxai"], []
     for k in calls:
-        ours = seconds["fastxai"]
         over = "" if floor_seconds is None or k != "fastxai" else f"{ours / floor_seconds:.2f}"
-        error = "" if k == baseline else f"{_error(values[k], values[baseline]):.0e}"
-        rows.append([name, what, k, f"{seconds[k] * 1e3:.2f}", f"{seconds[k] / ours:.2f}", over, error])
+        rows.append([name, what, k, f"{seconds[k] * 1e3:.2f}", f"{seconds[k] / ours:.2f}", over, f"{errors[k]:.0e}"])
     return rows
 
 
@@ -101,11 +106,13 @@ def case(name: str, batch: int, *, compiled: bool, repeats: int, directions: int
     last = network(name, batch)[0].to(memory_format=torch.channels_last)
     net, label = fastxai.compile(model), f"{name} x{batch}"
     v = torch.randn_like(x)
-    rows = _row(label, "gradient", gradient_calls(net, model, last, x, target), repeats, None)
+    wide, x64 = copy.deepcopy(model).double(), x.double()
+    truth = plain.gradient(wide, x64, target)[1]
+    rows = _row(label, "gradient", gradient_calls(net, model, last, x, target), truth, repeats, None)
     hvp = hvp_calls(net, model, last, x, v, target)
     refused = _add(hvp, "compiled jvp(grad)", _compiled(model, target, x, v)) if compiled else ""
     seconds = sum(layer.seconds for layer in floor(net, x))
-    rows += _row(label, "H v", hvp, repeats, seconds)
+    rows += _row(label, "H v", hvp, plain.hvp(wide, x64, v.double(), target), repeats, seconds)
     rows.append([label, "H v", "floor", f"{seconds * 1e3:.2f}", "", "", ""])
     rows += [[label, "H v", "compiled jvp(grad)", refused, "", "", ""]] if refused else []
     if directions:
@@ -115,7 +122,8 @@ def case(name: str, batch: int, *, compiled: bool, repeats: int, directions: int
             product = plain.jvp_grad(model, target)
             batched = torch.compile(torch.func.vmap(product, in_dims=(None, 0)), fullgraph=True)
             calls["compiled vmap"] = lambda: batched(x, vs)
-        rows += _row(label, f"H v x{directions}", calls, max(3, repeats // 3), None)
+        truth = plain.hvps_loop(wide, x64, vs.double(), target)
+        rows += _row(label, f"H v x{directions}", calls, truth, max(3, repeats // 3), None)
     return rows
 
 
