@@ -86,6 +86,13 @@ class Mean(Linear):
         return [spread.contiguous(memory_format=torch.channels_last) if spread.dim() == 4 else spread.contiguous()]
 
 
+def adaptive_size(input: Node, output_size: Any) -> tuple[int, int]:
+    """Return (height, width) of an adaptive pool's output; None keeps the input's."""
+    wanted = (output_size, output_size) if isinstance(output_size, int) or output_size is None else tuple(output_size)
+    height, width = (n if n is not None else have for n, have in zip(wanted, input.shape[1:], strict=True))
+    return height, width
+
+
 @builds("avg_pool2d")
 def _avg_pool2d(
     input: Node,
@@ -103,8 +110,7 @@ def _avg_pool2d(
 
 @builds("adaptive_avg_pool2d")
 def _adaptive(input: Node, output_size: Any) -> Node:
-    wanted = (output_size, output_size) if isinstance(output_size, int) or output_size is None else tuple(output_size)
-    height, width = (n if n is not None else have for n, have in zip(wanted, input.shape[1:], strict=True))
+    height, width = adaptive_size(input, output_size)
     if (height, width) == input.shape[1:]:
         return input
     if (height, width) == (1, 1):

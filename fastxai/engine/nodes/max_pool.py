@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastxai.engine.graph import builds
 from fastxai.engine.jets import Node, Pulled, Sweep
+from fastxai.engine.nodes.avg_pool import adaptive_size
 from fastxai.engine.nodes.conv2d import pair
 from fastxai.engine.trace import Unsupported
 from fastxai.kernels import max_pool as kernel
@@ -52,3 +53,14 @@ def _build(
     size = pair(kernel_size)
     window = kernel.Window(size, pair(stride) if stride else size, pair(padding), pair(dilation), ceil_mode)
     return MaxPool(input, window)
+
+
+@builds("adaptive_max_pool2d")
+def _adaptive(input: Node, output_size: Any, return_indices: bool = False) -> Node:
+    if return_indices or len(input.shape) != 3:
+        raise Unsupported("it returns its indices, or its input has no batch dimension")
+    size, have = adaptive_size(input, output_size), (input.shape[1], input.shape[2])
+    if any(n % m for n, m in zip(have, size, strict=True)):
+        raise Unsupported(f"its windows differ in size: {have} to {size}")
+    window = (have[0] // size[0], have[1] // size[1])
+    return input if window == (1, 1) else MaxPool(input, kernel.Window(window, window))
