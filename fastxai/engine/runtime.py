@@ -67,12 +67,12 @@ class Runtime:
 
     def chunks(self, x: Tensor, components: int) -> Iterator[slice]:
         """Split the batch so that a chunk's activations stay in cache; one chunk on a GPU."""
-        n = x.shape[0]
-        size = n
+        n = most = x.shape[0]
         if x.device.type == "cpu":
-            size = max(1, _CHUNK_BYTES // (self._widest * components * x.element_size()))
-        for start in range(0, n, max(size, 1)):
-            yield slice(start, min(start + size, n))
+            most = max(1, _CHUNK_BYTES // (self._widest * components * x.element_size()))
+        pieces = -(-n // most) if n else 0
+        for i in range(pieces):
+            yield slice(n * i // pieces, n * (i + 1) // pieces)
 
     def _sweep(self, n: int, directions: int, prepared: list[Any], acts: Activations, **options: Any) -> Sweep:
         return Sweep(n, directions, prepared, acts, [None] * len(self.graph.nodes), **options)
