@@ -90,7 +90,7 @@ def floor(net: fastxai.Net, x: Tensor, directions: int = 1) -> list[Layer]:
     for node in run.graph.nodes:  # type: ignore[union-attr]
         shape = node.inputs[0].shape if node.inputs else ()
         if isinstance(node, Conv2d):
-            weight = prepared[node.index][0]
+            weight = prepared[node.index][0][0]
             up, down = _conv_forms(node, weight)
             flops = 2.0 * rows * weight.numel() * node.shape[1] * node.shape[2]
         elif isinstance(node, Dense):

@@ -125,7 +125,8 @@ class Graph:
         has_curved: it has a nonlinear node that is no elementwise activation.
     """
 
-    def __init__(self, start: Node, output: Node) -> None:
+    def __init__(self, start: Node, output: Node, *, overwrite: bool = True) -> None:
+        """Order the nodes; without ``overwrite`` every value of a sweep stays as it was computed."""
         self.nodes = _order(start, output)
         self.params: list[Expr] = []
         self.activations: tuple[Activation, ...] = ()
@@ -137,7 +138,8 @@ class Graph:
                 self.activations += (node.activation,)  # type: ignore[attr-defined]
         self.inputs = [[parent.index for parent in node.inputs] for node in self.nodes]
         self.has_curved = any(isinstance(node, Curved) for node in self.nodes)
-        self._mark_ownership()
+        if overwrite:
+            self._mark_ownership()
         self.up_frees = self._last_reads()
 
     def _mark_ownership(self) -> None:

@@ -117,17 +117,32 @@ class Node(ABC):
 
 
 class Linear(Node):
-    """A node that acts on each component alone; a subclass gives ``apply``, ``transpose``, perhaps ``weight_grad``."""
+    """A node that acts on each component alone; a subclass gives ``apply``, ``transpose``, perhaps ``weight_grad``.
+
+    ``w`` is a weight as ``pack`` left it: the node's own, or another of the same shape; None for nodes without one.
+    """
+
+    def pack(self, weight: Tensor) -> Any:
+        """Return a weight in the layout that ``apply`` and ``transpose`` want."""
+        return weight
+
+    def prepare(self, *params: Tensor) -> tuple[Any, ...]:
+        """Return the packed weight, or nothing."""
+        return tuple(self.pack(weight) for weight in params)
+
+    def weight(self, s: Sweep) -> Any:
+        """Return the node's own weight, packed, or None."""
+        return s.prepared[self.index][0] if self.params else None
 
     @abstractmethod
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """The linear map on any number of rows."""
 
     @abstractmethod
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Its transpose on any number of rows, one result per input."""
 
-    def weight_grad(self, s: Sweep, mu: Tensor, x: Tensor) -> Tensor:
+    def weight_grad(self, w: Any, mu: Tensor, x: Tensor) -> Tensor:
         """Sum over rows of mu (x) x, in the shape of the one parameter."""
         raise NotImplementedError
 
@@ -138,13 +153,13 @@ class Linear(Node):
                 s.memory[self.index][2] = xs[0]
             else:
                 s.memory[self.index] = [xs[0][: s.n], None, None]
-        return self.apply(s, *xs)
+        return self.apply(self.weight(s), *xs)
 
     def pull(self, s: Sweep, nu: Tensor | None) -> Pulled:
         """Transpose all cotangents in one call; collect the weight gradient in an extension."""
         if self.slot in s.wanted:
             self._remember_or_collect(s, nu)
-        return [None] * len(self.inputs) if nu is None else self.transpose(s, nu)
+        return [None] * len(self.inputs) if nu is None else self.transpose(self.weight(s), nu)
 
     def _remember_or_collect(self, s: Sweep, nu: Tensor | None) -> None:
         if not s.extend:
@@ -155,7 +170,7 @@ class Linear(Node):
             return
         if nu is not None:
             nu_v, x_v = torch.cat([nu_v, nu]), torch.cat([x_v, x])
-        s.collect(self.slot, self.weight_grad(s, nu_v, x_v))
+        s.collect(self.slot, self.weight_grad(self.weight(s), nu_v, x_v))
 
 
 class Curved(Node):

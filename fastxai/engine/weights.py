@@ -205,5 +205,5 @@ def _into_place(old: Any, new: Any, shared: set[int], owned: set[int]) -> Any:
 
     if isinstance(new, tuple):
         olds = old if isinstance(old, tuple) and len(old) == len(new) else (None,) * len(new)
-        return tuple(settle(n, o) for n, o in zip(new, olds, strict=True))
+        return tuple(_into_place(o, n, shared, owned) for n, o in zip(new, olds, strict=True))
     return settle(new, old)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastxai.engine.graph import builds, same
-from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.jets import Linear, Node, Pulled
 from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.nodes.scale import Scale
 from fastxai.engine.trace import Unsupported
@@ -25,11 +25,11 @@ class Add(Linear):
     def __init__(self, a: Node, b: Node) -> None:
         super().__init__([a, same(b, a.shape)], a.shape)
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Return the sum."""
         return xs[0] + xs[1]
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Pass nu to both."""
         return [nu, nu]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastxai.engine.graph import builds
-from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.jets import Linear, Node, Pulled
 from fastxai.engine.nodes.conv2d import pair
 from fastxai.engine.trace import Unsupported
 
@@ -29,11 +29,11 @@ class AvgPool(Linear):
         super().__init__([x], out.shape[1:])
         self.window = window
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Average."""
         return F.avg_pool2d(xs[0], *self.window)
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Spread each cotangent over its window."""
         return [
             torch.ops.aten.avg_pool2d_backward(
@@ -48,11 +48,11 @@ class AdaptiveAvgPool(Linear):
     def __init__(self, x: Node, size: tuple[int, int]) -> None:
         super().__init__([x], (x.shape[0], *size))
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Average."""
         return F.adaptive_avg_pool2d(xs[0], (self.shape[1], self.shape[2]))
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Spread each cotangent over its window."""
         return [
             torch.ops.aten._adaptive_avg_pool2d_backward(
@@ -72,11 +72,11 @@ class Mean(Linear):
         for d in dims:
             self.count *= x.shape[d - 1]
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Average."""
         return xs[0].mean(self.dims, self.keepdim)
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Spread each cotangent over what was averaged."""
         if not self.keepdim:
             for d in sorted(self.dims):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastxai.engine.graph import builds
-from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.jets import Linear, Node, Pulled
 from fastxai.engine.trace import Unsupported
 
 __all__ = ["Cat"]
@@ -25,11 +25,11 @@ class Cat(Linear):
         self.axis = axis
         self.sizes = [x.shape[axis - 1] for x in xs]
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Concatenate."""
         return torch.cat(xs, self.axis)
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Split."""
         return nu.split(self.sizes, self.axis)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastxai.engine.graph import builds
-from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.jets import Linear, Node, Pulled
 from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.nodes.pad import Pad
 from fastxai.engine.trace import Unsupported
@@ -40,12 +40,12 @@ class Conv2d(Linear):
         super().__init__([x], out_shape, [weight])
         self.geometry = (stride, padding, dilation, groups)
 
-    def prepare(self, *params: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def pack(self, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return W in channels-last; flipped and transposed, where that turns the transpose into a convolution.
 
         The third is W packed for the thin kernel, for a transpose to few channels.
         """
-        weight = params[0].contiguous(memory_format=torch.channels_last)
+        weight = weight.contiguous(memory_format=torch.channels_last)
         stride, padding, dilation, groups = self.geometry
         reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
         if stride != (1, 1) or groups != 1 or min(reach) < 0:
@@ -54,29 +54,29 @@ class Conv2d(Linear):
         # A forward convolution reaches a higher rate than oneDNN's backward-data on channels-last input.
         return weight, weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last), packed
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """W * x on every row."""
-        return torch.conv2d(xs[0], s.prepared[self.index][0], None, *self.geometry)
+        return torch.conv2d(xs[0], w[0], None, *self.geometry)
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """The transposed convolution."""
-        weight, flipped, packed = s.prepared[self.index]
+        weight, flipped, packed = w
         _, padding, dilation, _ = self.geometry
         if packed is not None and thin_conv.serves(nu):
             return [thin_conv.transpose(nu, packed, (weight.shape[2], weight.shape[3]), padding)]
         if flipped is not None:
             reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
             return [torch.conv2d(nu, flipped, None, 1, reach, dilation)]
-        return [self._backward(s, nu, self._like(nu), weight, (True, False, False))[0]]
+        return [self._backward(nu, self._like(nu), weight, (True, False, False))[0]]
 
-    def weight_grad(self, s: Sweep, mu: Tensor, x: Tensor) -> Tensor:
+    def weight_grad(self, w: Any, mu: Tensor, x: Tensor) -> Tensor:
         """Sum of mu (x) x over rows and positions."""
-        return self._backward(s, mu, x, s.prepared[self.index][0], (False, True, False))[1]
+        return self._backward(mu, x, w[0], (False, True, False))[1]
 
     def _like(self, nu: Tensor) -> Tensor:
         return nu.new_empty((nu.shape[0], *self.inputs[0].shape)).to(memory_format=torch.channels_last)
 
-    def _backward(self, s: Sweep, nu: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> Any:
+    def _backward(self, nu: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> Any:
         stride, padding, dilation, groups = self.geometry
         return torch.ops.aten.convolution_backward(
             nu, x, weight, None, stride, padding, dilation, False, (0, 0), groups, mask

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastxai.engine.graph import builds
-from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.jets import Linear, Node, Pulled
 from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.trace import Unsupported
 from fastxai.engine.weights import Expr, shape_of
@@ -20,15 +22,15 @@ class Dense(Linear):
     def __init__(self, x: Node, weight: Expr) -> None:
         super().__init__([x], (*x.shape[:-1], shape_of(weight)[0]), [weight])
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Return x W^T."""
-        return torch.nn.functional.linear(xs[0], s.prepared[self.index][0])
+        return torch.nn.functional.linear(xs[0], w)
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Return nu W."""
-        return [torch.matmul(nu, s.prepared[self.index][0])]
+        return [torch.matmul(nu, w)]
 
-    def weight_grad(self, s: Sweep, mu: Tensor, x: Tensor) -> Tensor:
+    def weight_grad(self, w: Any, mu: Tensor, x: Tensor) -> Tensor:
         """Return mu^T x, summed over all rows."""
         return mu.flatten(0, -2).t() @ x.flatten(0, -2)
 

@@ -22,19 +22,19 @@ class Pad(Linear):
         super().__init__([x], F.pad(torch.empty(1, *x.shape, device="meta"), widths, mode).shape[1:])
         self.widths, self.mode, self.fill = widths, mode, fill
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Pad every component, with zeros where the border is a constant."""
         return F.pad(xs[0], self.widths, self.mode)
 
     def push(self, s: Sweep, *xs: Tensor) -> Tensor:
         """Pad; the constant goes to component 0."""
         if self.fill == 0 or s.extend:
-            return self.apply(s, *xs)
-        y = self.apply(s, *xs)
+            return self.apply(None, *xs)
+        y = self.apply(None, *xs)
         y[: s.n] = F.pad(xs[0][: s.n], self.widths, self.mode, self.fill)
         return y
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Cut the border off, or fold it back."""
         if self.mode == "constant":
             return [F.pad(nu, [-w for w in self.widths])]

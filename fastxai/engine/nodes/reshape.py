@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastxai.engine.graph import builds
-from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.jets import Linear, Node, Pulled
 from fastxai.engine.trace import BATCH, Unsupported
 
 __all__ = ["Permute", "Reshape"]
@@ -25,11 +25,11 @@ class Reshape(Linear):
     def __init__(self, x: Node, shape: tuple[int, ...]) -> None:
         super().__init__([x], shape)
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Reshape."""
         return xs[0].reshape(xs[0].shape[0], *self.shape)
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Reshape back."""
         return [nu.reshape(nu.shape[0], *self.inputs[0].shape)]
 
@@ -45,11 +45,11 @@ class Permute(Linear):
         self.order = order
         self.inverse = tuple(order.index(d) for d in range(len(order)))
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Permute."""
         return xs[0].permute(self.order)
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Permute back."""
         return [nu.permute(self.inverse)]
 

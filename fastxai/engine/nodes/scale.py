@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastxai.engine.graph import builds
-from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.jets import Linear, Node, Pulled
 from fastxai.engine.nodes.bias import Bias, per_channel, sum_to
 from fastxai.engine.trace import Unsupported
 from fastxai.engine.weights import Apply, Expr
@@ -23,22 +23,22 @@ class Scale(Linear):
         super().__init__([x], x.shape, [factor])
         self.channel = channel
 
-    def prepare(self, *params: Tensor) -> Tensor:
+    def pack(self, weight: Tensor) -> Tensor:
         """Return c as it broadcasts."""
-        return per_channel(params[0], self.dim) if self.channel else params[0]
+        return per_channel(weight, self.dim) if self.channel else weight
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Return c x."""
-        return xs[0] * s.prepared[self.index]
+        return xs[0] * w
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Return c nu."""
-        return [nu * s.prepared[self.index]]
+        return [nu * w]
 
-    def weight_grad(self, s: Sweep, mu: Tensor, x: Tensor) -> Tensor:
+    def weight_grad(self, w: Any, mu: Tensor, x: Tensor) -> Tensor:
         """Sum of mu x."""
         product = mu * x
-        return product.sum([0, *range(2, self.dim)]) if self.channel else sum_to(product, s.prepared[self.index].shape)
+        return product.sum([0, *range(2, self.dim)]) if self.channel else sum_to(product, w.shape)
 
 
 def _factor(weight: Tensor | None, var: Tensor, eps: float) -> Tensor:

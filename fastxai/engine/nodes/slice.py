@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastxai.engine.graph import builds
-from fastxai.engine.jets import Linear, Node, Pulled, Sweep
+from fastxai.engine.jets import Linear, Node, Pulled
 from fastxai.engine.trace import Unsupported
 
 __all__ = ["Flip", "Select", "Slice"]
@@ -23,11 +23,11 @@ class Slice(Linear):
         super().__init__([x], torch.empty(1, *x.shape, device="meta")[where].shape[1:])
         self.where = where
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Read the slice."""
         return xs[0][self.where]
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Write the slice into zeros."""
         shape = (nu.shape[0], *self.inputs[0].shape)
         last = torch.channels_last if len(shape) == 4 else torch.contiguous_format
@@ -43,11 +43,11 @@ class Select(Linear):
         super().__init__([x], (*x.shape[: axis - 1], len(positions), *x.shape[axis:]))
         self.axis, self.positions = axis, positions
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Gather."""
         return xs[0].index_select(self.axis, torch.tensor(self.positions, device=xs[0].device))
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Scatter-add."""
         mu = nu.new_zeros(nu.shape[0], *self.inputs[0].shape)
         return [mu.index_add_(self.axis, torch.tensor(self.positions, device=nu.device), nu)]
@@ -60,11 +60,11 @@ class Flip(Linear):
         super().__init__([x], x.shape)
         self.dims = dims
 
-    def apply(self, s: Sweep, *xs: Tensor) -> Tensor:
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Reverse."""
         return xs[0].flip(self.dims)
 
-    def transpose(self, s: Sweep, nu: Tensor) -> Pulled:
+    def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Reverse."""
         return [nu.flip(self.dims)]
 
