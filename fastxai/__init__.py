@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastxai._backend import available, backend
 from fastxai.attacks import Manipulation
 from fastxai.engine import Net, compile
-from fastxai.explainers import Gradient, InputXGradient, Saliency, reduce_map
+from fastxai.explainers import BetaSmoothing, Gradient, InputXGradient, Saliency, SmoothGrad, reduce_map
 
 if TYPE_CHECKING:
     from fastxai import cli as cli
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from fastxai import viz as viz
 
 __all__ = [
+    "BetaSmoothing",
     "Gradient",
     "InputXGradient",
     "Manipulation",
     "Net",
     "Saliency",
+    "SmoothGrad",
     "available",
     "backend",
     "compile",

@@ -1,0 +1,108 @@
+"""SmoothGrad: any map, averaged over noisy copies of the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastxai import _check
+from fastxai.engine import Net
+from fastxai.explainers._base import Explainer, Target
+
+__all__ = ["SmoothGrad"]
+
+# Bytes of noisy input rows that exist at once.
+_BUDGET = 2**28
+
+
+class SmoothGrad(Explainer):
+    """h(x) = 1/n sum_i h'(x + eps_i), eps_i ~ N(0, sigma^2), sigma = noise (x_max - x_min) ([M] section 4).
+
+    h' is the map of the wrapped explainer, whichever it is. x_max and x_min are those of each input, as in Smilkov et
+    al. 2017; [M] takes the highest and lowest values that an input can have, which is ``stdev=noise * (high - low)``.
+
+    The noise depends on ``seed``, i and the shape of one input alone: it is the same for every input of a batch, at
+    every call, in every dtype and on every device. So the map is one fixed function of x, however a batch is split.
+    More samples extend the noise of fewer. sigma counts as a constant in derivatives.
+
+    Attributes:
+        explainer: gives h'.
+        n_samples: n.
+        noise: sigma over the range of each input.
+        seed: of the noise.
+        stdev: sigma itself, in the space of x, as Captum's ``NoiseTunnel``; stands in for ``noise`` if given.
+
+    >>> model = torch.nn.Linear(4, 3)
+    >>> h = fastxai.explainers.SmoothGrad(fastxai.explainers.Gradient(model), 20).attribute(torch.rand(1, 4), 2)
+    >>> torch.allclose(h[0], model.weight[2])
+    True
+    """
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        n_samples: int = 10,
+        noise: float = 0.1,
+        seed: int = 0,
+        *,
+        stdev: float | None = None,
+    ) -> None:
+        """Wrap ``explainer``.
+
+        Raises:
+            TypeError: explainer is no explainer.
+            ValueError: a setting is out of range.
+        """
+        kind = type(explainer).__name__
+        _check.require(isinstance(explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
+        super().__init__(explainer.net)
+        _check.require(isinstance(n_samples, int) and n_samples > 0, "n_samples", "be a positive int", n_samples)
+        for value, name in ((noise, "noise"), (0.0 if stdev is None else stdev, "stdev")):
+            fits = isinstance(value, (int, float)) and 0 <= value < float("inf")
+            _check.require(fits, name, "be finite and not negative", value)
+        _check.require(isinstance(seed, int), "seed", "be an int", seed)
+        self.explainer, self.n_samples, self.noise, self.seed, self.stdev = explainer, n_samples, noise, seed, stdev
+        self._drawn: tuple[Any, Tensor] | None = None
+
+    def map_and_scores(
+        self, x: Tensor, target: Target = None, *, net: Net | None = None, parameters: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return (h(x), g(x)); arguments as in the base class.
+
+        x itself is one more row of the same pass, which gives the scores. ``target=None`` is the class of x, not that
+        of its noisy copies.
+        """
+        _check.require(_check.tensor(x, "x").dim() >= 2, "x", "have shape [N, ...]", list(x.shape))
+        count, net_here = x.shape[0], self.net if net is None else net
+        if target is None:
+            target = net_here.base(x).argmax(1)
+        if isinstance(target, Tensor) and target.dim() > 0:
+            _check.shape(target, "target", (count,))
+        sigma, sums, scores = self._sigma(x), [], []
+        chunk = max(1, _BUDGET // max(1, x.numel() * x.element_size()))
+        for part in self._draws(x).split(chunk):
+            rows = torch.addcmul(x, sigma, part[:, None])
+            repeated = target.expand(count).repeat(len(part)) if isinstance(target, Tensor) else target
+            h, g = self.explainer.map_and_scores(rows.flatten(0, 1), repeated, net=net, parameters=parameters)
+            h = h.reshape(rows.shape)
+            sums.append((h if scores else h[1:]).sum(0))
+            scores.append(g[:count])
+        return torch.stack(sums).sum(0) / self.n_samples, scores[0]
+
+    def _sigma(self, x: Tensor) -> Tensor:
+        if self.stdev is not None:
+            return x.new_full([1] * x.dim(), self.stdev)
+        x, axes = x.detach(), tuple(range(1, x.dim()))
+        return self.noise * (x.amax(axes, keepdim=True) - x.amin(axes, keepdim=True))
+
+    @torch.inference_mode(False)
+    def _draws(self, x: Tensor) -> Tensor:
+        """Return [1 + n, ...]: zeros, which stand for x itself, and n standard normals; kept for the next call."""
+        key = self.seed, self.n_samples, tuple(x.shape[1:]), x.dtype, x.device
+        if self._drawn is None or self._drawn[0] != key:
+            source = torch.Generator().manual_seed(self.seed)
+            rows = [torch.randn(x.shape[1:], generator=source, dtype=torch.float32) for _ in range(self.n_samples)]
+            self._drawn = key, torch.stack([torch.zeros_like(rows[0]), *rows]).to(x.device, x.dtype)
+        return self._drawn[1]
