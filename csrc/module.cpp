@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "cpu/activation.h"
+#include "cpu/interpolate.h"
+#include "cpu/kendall.h"
 #include "cpu/max_pool.h"
 #include "cpu/parallel.h"
 #include "cpu/thin_conv.h"
@@ -68,6 +70,44 @@ void cpu_activation_pull_primal(int code, int second, double beta, double alpha,
   });
 }
 
+void cpu_interpolate_push(int code, int second, double beta, double alpha, int dtype, int64_t elements, int64_t points,
+                          int64_t channels, int64_t inner, Address a, Address bias, Address t, Address y, Address kept,
+                          int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::interpolate_push<T>({code, second, beta, alpha}, {elements, points}, at<T>(a), {at<T>(bias), channels, inner},
+                             at<T>(t), at<T>(y), at<T>(kept), threads);
+  });
+}
+
+void cpu_interpolate_tangent(int code, int second, double beta, double alpha, int dtype, int64_t elements,
+                             int64_t points, Address kept, Address a_v, Address y_v, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::interpolate_tangent<T>({code, second, beta, alpha}, {elements, points}, at<T>(kept), at<T>(a_v), at<T>(y_v),
+                                threads);
+  });
+}
+
+void cpu_interpolate_reduce(int code, int second, double beta, double alpha, int dtype, int64_t elements,
+                            int64_t points, Address kept, Address nu, Address mu, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::interpolate_reduce<T>({code, second, beta, alpha}, {elements, points}, at<T>(kept), at<T>(nu), at<T>(mu),
+                               threads);
+  });
+}
+
+void cpu_interpolate_reduce_primal(int code, int second, double beta, double alpha, int dtype, int64_t elements,
+                                   int64_t points, Address kept, Address a_v, Address nu_v, Address nu_0, Address t,
+                                   Address m, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::interpolate_reduce_primal<T>({code, second, beta, alpha}, {elements, points}, at<T>(kept), at<T>(a_v),
+                                      at<T>(nu_v), at<T>(nu_0), at<T>(t), at<T>(m), threads);
+  });
+}
+
 // The geometry of fastxai/kernels/max_pool.py: sizes, then kernel, stride, padding, dilation.
 using Geometry = std::array<int64_t, 12>;
 
@@ -91,6 +131,13 @@ void cpu_max_pool_pull(int dtype, int64_t components, int64_t rows, int64_t chan
     using T = decltype(zero);
     cpu::max_pool_pull<T>(pool(components, rows, channels, geometry, channels_last), at<T>(nu), at<uint8_t>(index),
                           at<T>(mu), threads);
+  });
+}
+
+void cpu_kendall(int dtype, int64_t samples, int64_t size, Address a, Address b, Address counts, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::kendall<T>(samples, size, at<T>(a), at<T>(b), at<int64_t>(counts), threads);
   });
 }
 
@@ -154,6 +201,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_activation_push", &cpu_activation_push, Free());
   m.def("cpu_activation_pull", &cpu_activation_pull, Free());
   m.def("cpu_activation_pull_primal", &cpu_activation_pull_primal, Free());
+  m.def("cpu_interpolate_push", &cpu_interpolate_push, Free());
+  m.def("cpu_interpolate_tangent", &cpu_interpolate_tangent, Free());
+  m.def("cpu_interpolate_reduce", &cpu_interpolate_reduce, Free());
+  m.def("cpu_interpolate_reduce_primal", &cpu_interpolate_reduce_primal, Free());
+  m.def("cpu_kendall", &cpu_kendall, Free());
   m.def("cpu_max_pool_push", &cpu_max_pool_push, Free());
   m.def("cpu_max_pool_pull", &cpu_max_pool_pull, Free());
   m.def("cpu_thin_conv_transpose", &cpu_thin_conv_transpose, Free());

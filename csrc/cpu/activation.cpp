@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bias.h"
 #include "parallel.h"
 
 namespace fastxai::cpu {
@@ -21,29 +22,10 @@ struct Push {
   const Activation& act;
   Scalars<T> scalars;
   Shape shape;
-  const T *a, *bias;
+  Bias<T> bias;
+  const T* a;
   T *y, *kept;
 };
-
-// x + bias of elements [start, start + n), into out.
-template <class T>
-FASTXAI_INLINE void add_bias(const T* x, const T* bias, const Shape& s, int64_t start, int64_t n, T* out) {
-  int64_t channel = start / s.inner % s.channels, offset = start % s.inner;
-  for (int64_t i = 0; i < n;) {
-    const int64_t run = std::min(n - i, s.inner == 1 ? s.channels - channel : s.inner - offset);
-    const T *source = x + i, *row = bias + channel;
-    T* target = out + i;
-    if (s.inner == 1) {
-      FASTXAI_VECTOR for (int64_t j = 0; j < run; ++j) target[j] = source[j] + row[j];
-    } else {
-      const T b = *row;
-      FASTXAI_VECTOR for (int64_t j = 0; j < run; ++j) target[j] = source[j] + b;
-    }
-    i += run;
-    offset = 0;
-    channel = s.inner == 1 ? 0 : channel + 1 == s.channels ? 0 : channel + 1;
-  }
-}
 
 template <class T>
 FASTXAI_INLINE void push_range(const Push<T>& p, int64_t begin, int64_t end) {
@@ -55,8 +37,8 @@ FASTXAI_INLINE void push_range(const Push<T>& p, int64_t begin, int64_t end) {
       const int64_t n = std::min(block, end - start);
       const T* a = p.a + start;
       T *y = p.y + start, *kept = p.kept + start;
-      if (p.bias) {
-        add_bias(a, p.bias, p.shape, start, n, kept);
+      if (p.bias.values) {
+        add_bias(a, p.bias, start, n, kept);
         a = kept;
       }
       if (p.shape.directions == 0) {
@@ -145,17 +127,9 @@ FASTXAI_CLONES void pull_clone(const Pull<double>& p, int64_t begin, int64_t end
 template <class T>
 void activation_push(const Activation& act, const Shape& shape, const T* a, const T* bias, T* y, T* kept, int threads) {
   if (shape.elements == 0) return;  // inner may be 0 too
-  Push<T> p{act, Scalars<T>(act), shape, a, bias, y, kept};
-  // Short runs of equal channel would not vectorise: spell the bias out over several periods.
   std::vector<T> pattern;
-  const int64_t period = shape.channels * shape.inner;
-  if (bias && (shape.inner == 1 ? shape.channels < 64 : shape.inner < 16)) {
-    pattern.resize(period * std::max<int64_t>(1, block / period));
-    for (size_t i = 0; i < pattern.size(); ++i) pattern[i] = bias[i / shape.inner % shape.channels];
-    p.bias = pattern.data();
-    p.shape.channels = int64_t(pattern.size());
-    p.shape.inner = 1;
-  }
+  const Bias<T> spelled = spelled_out<T>({bias, shape.channels, shape.inner}, block, pattern);
+  const Push<T> p{act, Scalars<T>(act), shape, spelled, a, y, kept};
   parallel_for(shape.elements, block, useful(threads, shape),
                [&](int64_t begin, int64_t end) { push_clone(p, begin, end); });
 }
