@@ -12,12 +12,15 @@ Contract (all backends; N rows; positions t_0 .. t_{K-1}; a [KN, ...] tensor is 
 
 from __future__ import annotations
 
+from math import prod
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from fastxai import _check
-from fastxai.kernels import _native
-from fastxai.kernels.activation import Activation, _pull_primal_reference, _pull_reference, _push_reference
+from fastxai import _backend, _check
+from fastxai.kernels import _native, activation
+from fastxai.kernels.activation import Activation
 
 __all__ = ["push", "reduce", "reduce_primal", "tangent"]
 
@@ -26,49 +29,98 @@ def _order(x: Tensor) -> torch.memory_format:
     return torch.channels_last if _native.is_channels_last(x) else torch.contiguous_format
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def _along(t: Tensor, x: Tensor) -> Tensor:
     """Return t as [K, 1, ...], to be multiplied with [K, *x.shape]."""
-    return _wide(t).view(-1, *[1] * x.dim())
+    return activation._wide(t).view(-1, *[1] * x.dim())
 
 
 def _by_point(x: Tensor, points: int) -> Tensor:
     """Return [KN, ...] as [K, N, ...], in float32 or float64."""
-    return _wide(x).reshape(points, x.shape[0] // max(points, 1), *x.shape[1:])
+    return activation._wide(x).reshape(points, x.shape[0] // max(points, 1), *x.shape[1:])
 
 
 def _stored(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype).contiguous(memory_format=_order(like))
 
 
-def _push_path_reference(act: Activation, a: Tensor, t: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _push_reference(act: Activation, a: Tensor, t: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     start, step = _by_point(a, 2)
     if bias is not None:
-        start = start + _wide(bias).view(-1, *[1] * (a.dim() - 2))
-    y, kept = _push_reference(act, (start + _along(t, start) * step).flatten(0, 1), 0, None)
+        start = start + activation._bias_shape(activation._wide(bias), a)
+    y, kept = activation._push_reference(act, (start + _along(t, start) * step).flatten(0, 1), 0, None)
     return _stored(y, a), _stored(kept, a)
 
 
 def _tangent_reference(act: Activation, kept: Tensor, a_v: Tensor) -> Tensor:
     points = kept.shape[0] // max(a_v.shape[0], 1)
-    return _stored(_pull_reference(act, kept, None, a_v.repeat(points, *[1] * (a_v.dim() - 1)), 0), kept)
+    return _stored(activation._pull_reference(act, kept, None, a_v.repeat(points, *[1] * (a_v.dim() - 1)), 0), kept)
 
 
 def _reduce_reference(act: Activation, kept: Tensor, nu: Tensor, points: int) -> Tensor:
-    mu = _pull_reference(act, _wide(kept), None, _wide(nu), 0)
+    mu = activation._pull_reference(act, activation._wide(kept), None, activation._wide(nu), 0)
     return _stored(_by_point(mu, points).sum(0), kept)
 
 
 def _reduce_primal_reference(
     act: Activation, kept: Tensor, a_v: Tensor, nu_v: Tensor, nu_0: Tensor | None, t: Tensor
 ) -> Tensor:
-    tangents = _wide(a_v).repeat(t.shape[0], *[1] * (a_v.dim() - 1))
-    nu_0 = None if nu_0 is None else _wide(nu_0)
-    mu = _pull_primal_reference(act, _wide(kept), tangents, _wide(nu_v), nu_0, 1).reshape(t.shape[0], *a_v.shape)
+    tangents = activation._wide(a_v).repeat(t.shape[0], *[1] * (a_v.dim() - 1))
+    nu_0 = None if nu_0 is None else activation._wide(nu_0)
+    mu = activation._pull_primal_reference(
+        act, activation._wide(kept), tangents, activation._wide(nu_v), nu_0, 1
+    ).reshape(t.shape[0], *a_v.shape)
     return _stored(torch.cat([mu.sum(0), (_along(t, a_v) * mu).sum(0)]), kept)
+
+
+def _triton() -> ModuleType:
+    from fastxai.kernels.triton import interpolate
+
+    return interpolate
+
+
+def bias_geometry(a: Tensor, bias: Tensor | None) -> tuple[int, int]:
+    """Return (channels, inner): element i of the dense tensor a has channel (i // inner) % channels."""
+    return (1, 1) if bias is None else (a.shape[1], prod(a.shape[2:]) if a.is_contiguous() else 1)
+
+
+def rows_like(like: Tensor, rows: int) -> Tensor:
+    """Return uninitialised memory for [rows, *like.shape[1:]] in the dense tensor's memory format."""
+    return torch.empty(rows, *like.shape[1:], dtype=like.dtype, device=like.device, memory_format=_order(like))
+
+
+def _launch(
+    name: str, act: Activation, like: Tensor, numbers: tuple[int, ...], operands: tuple[Tensor | None, ...]
+) -> None:
+    addresses = (0 if x is None else x.data_ptr() for x in operands)
+    _native.launch("cpu", "interpolate_" + name, like, *act.scalars, _native.DTYPES[like.dtype], *numbers, *addresses)
+
+
+def _push_cpu(act: Activation, a: Tensor, t: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows = a.shape[0] // 2
+    y, kept = (rows_like(a, t.shape[0] * rows) for _ in range(2))
+    _launch("push", act, a, (a.numel() // 2, t.shape[0], *bias_geometry(a, bias)), (a, bias, t, y, kept))
+    return y, kept
+
+
+def _tangent_cpu(act: Activation, kept: Tensor, a_v: Tensor) -> Tensor:
+    y_v = rows_like(kept, kept.shape[0])
+    points = kept.shape[0] // max(a_v.shape[0], 1)
+    _launch("tangent", act, kept, (a_v.numel(), points), (kept, a_v, y_v))
+    return y_v
+
+
+def _reduce_cpu(act: Activation, kept: Tensor, nu: Tensor, points: int) -> Tensor:
+    mu = rows_like(kept, kept.shape[0] // max(points, 1))
+    _launch("reduce", act, kept, (mu.numel(), points), (kept, nu, mu))
+    return mu
+
+
+def _reduce_primal_cpu(
+    act: Activation, kept: Tensor, a_v: Tensor, nu_v: Tensor, nu_0: Tensor | None, t: Tensor
+) -> Tensor:
+    m = rows_like(kept, 2 * a_v.shape[0])
+    _launch("reduce_primal", act, kept, (a_v.numel(), t.shape[0]), (kept, a_v, nu_v, nu_0, t, m))
+    return m
 
 
 def _check_like(x: Tensor, name: str, shape: tuple[int, ...], like: Tensor, like_name: str) -> None:
@@ -105,7 +157,15 @@ def push(act: Activation, a: Tensor, t: Tensor, bias: Tensor | None = None) -> t
     if bias is not None:
         _check.require(a.dim() > 1, "a", "have shape [2N, C, ...] beside a bias", list(a.shape))
         _check_like(bias, "bias", tuple(a.shape[1:2]), a, "a")
-    return _push_path_reference(act, _native.dense(a), t, bias)
+        bias = bias.contiguous()
+    a = _native.dense(a)
+    match _backend.pick(a):
+        case "reference":
+            return _push_reference(act, a, t, bias)
+        case "cpu":
+            return _push_cpu(act, a, t, bias)
+        case _:  # Triton serves "cuda" too
+            return _triton().push(act, a, t, bias)
 
 
 def tangent(act: Activation, kept: Tensor, a_v: Tensor) -> Tensor:
@@ -128,7 +188,13 @@ def tangent(act: Activation, kept: Tensor, a_v: Tensor) -> Tensor:
         kept.shape[0] % n == 0 if n else not kept.shape[0], "kept", f"have rows in multiples of {n}", list(kept.shape)
     )
     kept, a_v = _native.alike(kept, a_v)
-    return _tangent_reference(act, kept, a_v)
+    match _backend.pick(kept):
+        case "reference":
+            return _tangent_reference(act, kept, a_v)
+        case "cpu":
+            return _tangent_cpu(act, kept, a_v)
+        case _:  # Triton serves "cuda" too
+            return _triton().tangent(act, kept, a_v)
 
 
 def reduce(act: Activation, kept: Tensor, nu: Tensor, points: int) -> Tensor:
@@ -153,7 +219,13 @@ def reduce(act: Activation, kept: Tensor, nu: Tensor, points: int) -> Tensor:
     )  # fmt: skip
     _check_like(nu, "nu", tuple(kept.shape), kept, "kept")
     kept, nu = _native.alike(kept, nu)
-    return _reduce_reference(act, kept, nu, points)
+    match _backend.pick(kept):
+        case "reference":
+            return _reduce_reference(act, kept, nu, points)
+        case "cpu":
+            return _reduce_cpu(act, kept, nu, points)
+        case _:  # Triton serves "cuda" too
+            return _triton().reduce(act, kept, nu, points)
 
 
 def reduce_primal(act: Activation, kept: Tensor, a_v: Tensor, nu_v: Tensor, nu_0: Tensor | None, t: Tensor) -> Tensor:
@@ -184,4 +256,10 @@ def reduce_primal(act: Activation, kept: Tensor, a_v: Tensor, nu_v: Tensor, nu_0
     if nu_0 is not None:
         _check_like(nu_0, "nu_0", whole, kept, "kept")
     kept, a_v, nu_v, nu_0 = _native.alike(kept, a_v, nu_v, nu_0)
-    return _reduce_primal_reference(act, kept, a_v, nu_v, nu_0, t)
+    match _backend.pick(kept):
+        case "reference":
+            return _reduce_primal_reference(act, kept, a_v, nu_v, nu_0, t)
+        case "cpu":
+            return _reduce_primal_cpu(act, kept, a_v, nu_v, nu_0, t)
+        case _:  # Triton serves "cuda" too
+            return _triton().reduce_primal(act, kept, a_v, nu_v, nu_0, t)
