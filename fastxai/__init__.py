@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 from fastxai._backend import available, backend
 from fastxai.attacks import Manipulation
 from fastxai.engine import Net, compile
-from fastxai.explainers import BetaSmoothing, Gradient, InputXGradient, Saliency, SmoothGrad, reduce_map
+from fastxai.explainers import (
+    LRP,
+    BetaSmoothing,
+    Gradient,
+    GuidedBackprop,
+    InputXGradient,
+    Saliency,
+    SmoothGrad,
+    reduce_map,
+)
 
 if TYPE_CHECKING:
     from fastxai import cli as cli
@@ -19,8 +28,10 @@ if TYPE_CHECKING:
     from fastxai import viz as viz
 
 __all__ = [
+    "LRP",
     "BetaSmoothing",
     "Gradient",
+    "GuidedBackprop",
     "InputXGradient",
     "Manipulation",
     "Net",

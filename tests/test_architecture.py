@@ -70,7 +70,7 @@ def ids(path: Path) -> str:
 def test_there_is_something_to_check() -> None:
     assert {"kernels", "ops", "engine"} <= {part_of(path) for path in SOURCES}
     assert len(NATIVE) >= 3
-    assert "fastxai.engine.graph" in imported_modules(PACKAGE / "engine" / "net.py")
+    assert "fastxai.engine.graph" in imported_modules(PACKAGE / "engine" / "core.py")
     assert parts_imported(PACKAGE / "engine" / "jets.py") == {"engine", "kernels"}
 
 

@@ -16,7 +16,7 @@ from fastxai.engine.trace import Call, Trace, Unsupported, Value
 from fastxai.engine.weights import Expr
 from fastxai.kernels.activation import Activation
 
-__all__ = ["Graph", "Input", "build", "builds", "same"]
+__all__ = ["Graph", "Input", "Part", "build", "builds", "ordered", "same"]
 
 Builder = Callable[..., Node | Sequence[Node]]
 B = TypeVar("B", bound=Builder)
@@ -123,11 +123,12 @@ class Graph:
         params: every node's weight expressions, one after the other.
         activations: the model's own activation functions, by slot.
         has_curved: it has a nonlinear node that is no elementwise activation.
+        whole: every node but the input, as one part.
     """
 
     def __init__(self, start: Node, output: Node, *, overwrite: bool = True) -> None:
         """Order the nodes; without ``overwrite`` every value of a sweep stays as it was computed."""
-        self.nodes = _order(start, output)
+        self.nodes = ordered(start, output)
         self.params: list[Expr] = []
         self.activations: tuple[Activation, ...] = ()
         for index, node in enumerate(self.nodes):
@@ -140,7 +141,8 @@ class Graph:
         self.has_curved = any(isinstance(node, Curved) for node in self.nodes)
         if overwrite:
             self._mark_ownership()
-        self.up_frees = self._last_reads()
+        self.whole = Part(self.nodes[1:])
+        self.up_frees = self.whole.frees
 
     def _mark_ownership(self) -> None:
         readers: list[list[Node]] = [[] for _ in self.nodes]
@@ -160,49 +162,67 @@ class Graph:
             )
         self.nodes[-1].owns_cotangent = False
 
-    def _last_reads(self) -> list[list[int]]:
-        frees: list[list[int]] = [[] for _ in self.nodes]
-        seen: set[int] = set()
-        for node in reversed(self.nodes):
-            for parent in node.inputs:
-                if parent.index not in seen:
-                    seen.add(parent.index)
-                    frees[node.index].append(parent.index)
-        return frees
-
     def up(self, s: Sweep, x: Tensor) -> Tensor:
         """Push the input's components to the scores; rows as the sweep says."""
         values: list[Any] = [None] * len(self.nodes)
         values[0] = x
-        for node in self.nodes[1:]:
-            i = node.index
-            values[i] = node.push(s, *[values[p] for p in self.inputs[i]])
-            for p in self.up_frees[i]:
-                values[p] = None
+        self.whole.up(s, values)
         return values[-1]
 
     def down(self, s: Sweep, nu: Tensor | None) -> Tensor | None:
         """Pull the scores' cotangents to the input."""
         cotangents: list[Tensor | None] = [None] * len(self.nodes)
-        summed = [False] * len(self.nodes)
         cotangents[-1] = nu
-        for node in reversed(self.nodes[1:]):
-            i = node.index
-            nu, cotangents[i] = cotangents[i], None
-            if nu is None and not s.extend:
-                continue
-            for p, mu in zip(self.inputs[i], node.pull(s, nu), strict=True):
-                old = cotangents[p]
-                if old is None or mu is None:
-                    cotangents[p] = mu if old is None else old
-                elif summed[p]:
-                    old.add_(mu)
-                else:
-                    cotangents[p], summed[p] = old + mu, True
+        self.whole.down(s, cotangents)
         return cotangents[0]
 
 
-def _order(start: Node, output: Node) -> list[Node]:
+class Part:
+    """Some nodes of a graph in topological order, swept by themselves; values and cotangents lie by node index.
+
+    Attributes:
+        frees: per node index, the values that nobody in this part reads after that node.
+    """
+
+    def __init__(self, nodes: Sequence[Node], keep: Sequence[int] = ()) -> None:
+        """Sweep ``nodes``; the values of indices in ``keep`` are never dropped."""
+        self.nodes = nodes
+        self.inputs = [[parent.index for parent in node.inputs] for node in nodes]
+        self.frees: dict[int, list[int]] = {node.index: [] for node in nodes}
+        seen = set(keep)
+        for node, parents in zip(reversed(nodes), reversed(self.inputs), strict=True):
+            for p in parents:
+                if p not in seen:
+                    seen.add(p)
+                    self.frees[node.index].append(p)
+
+    def up(self, s: Sweep, values: list[Any]) -> None:
+        """Fill in the nodes' values, given those that they read from outside."""
+        for node, parents in zip(self.nodes, self.inputs, strict=True):
+            values[node.index] = node.push(s, *[values[p] for p in parents])
+            for p in self.frees[node.index]:
+                values[p] = None
+
+    def down(self, s: Sweep, cotangents: list[Tensor | None]) -> None:
+        """Move the nodes' cotangents to what they read from outside."""
+        summed: set[int] = set()
+        for node, parents in zip(reversed(self.nodes), reversed(self.inputs), strict=True):
+            nu, cotangents[node.index] = cotangents[node.index], None
+            if nu is None and not s.extend:
+                continue
+            for p, mu in zip(parents, node.pull(s, nu), strict=True):
+                old = cotangents[p]
+                if old is None or mu is None:
+                    cotangents[p] = mu if old is None else old
+                elif p in summed:
+                    old.add_(mu)
+                else:
+                    cotangents[p] = old + mu
+                    summed.add(p)
+
+
+def ordered(start: Node, output: Node) -> list[Node]:
+    """Return the nodes between input and output in topological order, the input first."""
     order, state, stack = [start], {id(start): 2}, [output]
     while stack:
         node = stack[-1]

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastxai.engine.weights import Expr
 from fastxai.kernels.activation import Activation
 
-__all__ = ["Curved", "Linear", "Node", "Sweep", "add"]
+__all__ = ["Curved", "Layer", "Linear", "Node", "Sweep", "add"]
 
 Pulled = Sequence[Tensor | None]
 
@@ -83,12 +83,16 @@ class Node(ABC):
         path: the module it came from, for messages.
         index, slot: its place in the graph, and of its first parameter (set when the graph is finished).
         owns_input, owns_cotangent: nobody else reads that memory, so a kernel may write over it.
+        signed: an input may be negative, as far as is known (set where rules are assigned).
+        own_params: how many of ``params`` are the operation's own (a rule may add others behind them).
+        keeps_sign: inputs >= 0 give an output >= 0.
         makes_memory, passes_memory: the output is new memory; the output is a view of the input.
     """
 
     makes_memory = True
     passes_memory = False
     pulls_new_memory = True
+    keeps_sign = False
 
     def __init__(self, inputs: Sequence[Node], shape: Sequence[int], params: Sequence[Expr] = ()) -> None:
         self.inputs = list(inputs)
@@ -97,15 +101,23 @@ class Node(ABC):
         self.path = ""
         self.index = self.slot = -1
         self.owns_input = self.owns_cotangent = False
+        self.signed, self.own_params = True, 0
 
     @property
     def dim(self) -> int:
         """Number of dimensions of the output including the batch."""
         return len(self.shape) + 1
 
+    def nonnegative(self, *, signed: bool) -> bool:
+        """Return True if the output is known to be >= 0, given whether an input may be negative."""
+        return self.keeps_sign and not signed
+
     def prepare(self, *params: Tensor) -> Any:
         """Return the weights in the layout that the sweeps want."""
         return params
+
+    def collect(self, s: Sweep, xs: Sequence[Tensor], nu: Tensor) -> None:  # noqa: B027 (most nodes have none)
+        """Collect the gradients of the node's own parameters, for a cotangent of its output at order 0."""
 
     @abstractmethod
     def push(self, s: Sweep, *xs: Tensor) -> Tensor:
@@ -146,13 +158,22 @@ class Linear(Node):
         """Sum over rows of mu (x) x, in the shape of the one parameter."""
         raise NotImplementedError
 
+    def collect(self, s: Sweep, xs: Sequence[Tensor], nu: Tensor) -> None:
+        """Collect the weight's gradient."""
+        if self.slot in s.wanted:
+            s.collect(self.slot, self.weight_grad(self.weight(s), nu, xs[0]))
+
     def push(self, s: Sweep, *xs: Tensor) -> Tensor:
         """Apply to all components in one call."""
         if self.slot in s.wanted:
             if s.extend:
                 s.memory[self.index][2] = xs[0]
             else:
-                s.memory[self.index] = [xs[0][: s.n], None, None]
+                s.memory[self.index] = [xs[0], None, None]
+        return self.value(s, *xs)
+
+    def value(self, s: Sweep, *xs: Tensor) -> Tensor:
+        """Return what ``push`` returns."""
         return self.apply(self.weight(s), *xs)
 
     def pull(self, s: Sweep, nu: Tensor | None) -> Pulled:
@@ -167,10 +188,47 @@ class Linear(Node):
             return
         x, nu_v, x_v = s.memory[self.index]
         if nu_v is None:
-            return
-        if nu is not None:
+            nu_v, x_v = nu, x
+        elif nu is not None:
             nu_v, x_v = torch.cat([nu_v, nu]), torch.cat([x_v, x])
-        s.collect(self.slot, self.weight_grad(self.weight(s), nu_v, x_v))
+        if nu_v is not None:
+            s.collect(self.slot, self.weight_grad(self.weight(s), nu_v, x_v))
+
+
+class Layer(Linear):
+    """A linear node that mixes features by a weight W; where rules are assigned it takes over the bias that follows."""
+
+    def take_bias(self, bias: Expr) -> None:
+        """Take over b [features]; sweeps of order 0 only."""
+        self.params.append(bias)
+
+    @abstractmethod
+    def affine(self, w: Any, bias: Tensor | None, x: Tensor) -> Tensor:
+        """Return W x + b."""
+
+    @abstractmethod
+    def spread(self, bias: Tensor) -> Tensor:
+        """Return b as it broadcasts against the output."""
+
+    @abstractmethod
+    def bias_grad(self, mu: Tensor) -> Tensor:
+        """Return the sum of mu over everything but the features."""
+
+    def apply(self, w: Any, *xs: Tensor) -> Tensor:
+        """Return W x."""
+        return self.affine(w, None, xs[0])
+
+    def value(self, s: Sweep, *xs: Tensor) -> Tensor:
+        """Return W x, and + b where it was taken over and a value is computed."""
+        bias = s.prepared[self.index][1] if self.own_params > 1 and not s.extend else None
+        return self.affine(self.weight(s), bias, xs[0])
+
+    def collect(self, s: Sweep, xs: Sequence[Tensor], nu: Tensor) -> None:
+        """Collect the gradients of W and b."""
+        if self.slot in s.wanted:
+            s.collect(self.slot, self.weight_grad(self.weight(s), nu, xs[0]))
+        if self.own_params > 1 and self.slot + 1 in s.wanted:
+            s.collect(self.slot + 1, self.bias_grad(nu))
 
 
 class Curved(Node):

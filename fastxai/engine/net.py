@@ -4,104 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastxai import _check
+from fastxai.engine.core import Core, Report, Statistics
+from fastxai.engine.explain import SEEDS
 from fastxai.engine.fallback import Fallback
-from fastxai.engine.graph import Graph, build
-from fastxai.engine.passes import simplify
+from fastxai.engine.rules import Composite
 from fastxai.engine.runtime import Runtime
-from fastxai.engine.trace import Unsupported, trace
 from fastxai.kernels.activation import RELU_LIKE, Activation
 
 __all__ = ["Net", "Report", "compile"]
 
 Target = int | Tensor | None
-Statistics = Sequence[float] | Tensor | None
-
-
-@dataclass(frozen=True)
-class Report:
-    """Where each operation of a model runs.
-
-    Attributes:
-        rows: (module path, operation, "engine" or the reason for the fallback).
-        reason: why the whole model runs on autograd; "" if it runs on the engine.
-    """
-
-    rows: tuple[tuple[str, str, str], ...]
-    reason: str
-
-    @property
-    def engine(self) -> bool:
-        """True if every operation runs on the engine."""
-        return not self.reason
-
-    def __str__(self) -> str:
-        head = "every operation runs on the engine" if self.engine else f"autograd fallback: {self.reason}"
-        width = max([len(path) for path, _, _ in self.rows], default=0)
-        kind = max([len(name) for _, name, _ in self.rows], default=0)
-        return "\n".join([head, *(f"{path:<{width}}  {name:<{kind}}  {where}" for path, name, where in self.rows)])
-
-
-class _Core:
-    """What all views of one model share: its traces and runtimes by input shape, and its input preparation."""
-
-    def __init__(self, model: nn.Module, mean: Statistics, std: Statistics, *, fallback: bool) -> None:
-        self.model = model
-        self.mean = None if mean is None else torch.as_tensor(mean, dtype=torch.float64)
-        self.std = None if std is None else torch.as_tensor(std, dtype=torch.float64)
-        self.reason = "asked for by fallback=True" if fallback else ""
-        self.autograd = Fallback(model, self.prepare)
-        self.runtimes: dict[Any, tuple[Runtime | None, Report]] = {}
-        self.last: Any = None
-        self.announced: set[str] = set()
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """Return (x - mean) / std per channel."""
-        if self.mean is not None:
-            x = x - self._constant(self.mean, x)
-        return x if self.std is None else x / self._constant(self.std, x)
-
-    def _constant(self, values: Tensor, x: Tensor) -> Tensor:
-        return values.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 2))
-
-    def runtime(self, shape: tuple[int, ...], dtype: torch.dtype, second: str) -> tuple[Runtime | None, Report]:
-        """Return the runtime for inputs of this shape (None: autograd) and its report."""
-        key = (shape, dtype, second == "curvature")
-        if key not in self.runtimes:
-            self.runtimes[key] = self._compile(shape, dtype, second)
-        self.last = key
-        return self.runtimes[key]
-
-    @torch.inference_mode(False)
-    def _compile(self, shape: tuple[int, ...], dtype: torch.dtype, second: str) -> tuple[Runtime | None, Report]:
-        if self.reason:
-            return None, Report((), self.reason)
-        try:
-            recorded = trace(self.model, shape, dtype, self.prepare)
-        except Unsupported as error:
-            return self._fall_back((), str(error))
-        start, output, rows = build(recorded)
-        missing = [f"{name} at {path!r}: {reason}" for path, name, reason in rows if reason]
-        table = tuple((path, name, reason or "engine") for path, name, reason in rows)
-        if missing:
-            return self._fall_back(table, "; ".join(dict.fromkeys(missing)))
-        return Runtime(Graph(start, simplify(output, pools_first=second != "curvature"))), Report(table, "")
-
-    def _fall_back(self, rows: tuple[tuple[str, str, str], ...], reason: str) -> tuple[None, Report]:
-        if reason not in self.announced:
-            self.announced.add(reason)
-            warnings.warn(
-                f"{type(self.model).__name__} runs on the autograd fallback: same results, autograd's speed. "
-                f"Cause: {reason}. Cure: rewrite that operation, or pass fallback=True to accept it silently.",
-                stacklevel=7,
-            )
-        return None, Report(rows, reason)
 
 
 class Net:
@@ -117,7 +35,7 @@ class Net:
     """
 
     def __init__(
-        self, core: _Core, activation: str | None, beta: float | None, surrogate: str | None, base: Net | None = None
+        self, core: Core, activation: str | None, beta: float | None, surrogate: str | None, base: Net | None = None
     ) -> None:
         if activation is not None:
             _check.one_of(activation, "activation", ("softplus",))
@@ -139,6 +57,11 @@ class Net:
     def model(self) -> nn.Module:
         """The wrapped module."""
         return self._core.model
+
+    @property
+    def normalises(self) -> bool:
+        """True if the net takes the image and normalises it itself (``mean`` or ``std`` was given)."""
+        return self._core.mean is not None or self._core.std is not None
 
     def with_activation(self, activation: str | None, beta: float | None = None) -> Net:
         """Return a view of the same network whose ReLU-like activations are softplus_beta (None: the model's own).
@@ -293,6 +216,36 @@ class Net:
         run, acts = self._backend(x)
         return run.explain(x, self._chosen(run, x.detach(), target), acts, parameters=parameters)
 
+    def relevance(
+        self, x: Tensor, composite: Composite, target: Target = None, *, seed: str = "one", parameters: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return (relevance of x, g(x)) by a composite's rules, with a graph like ``differentiable_gradient``.
+
+        This is what the rule-based explainers are made of.
+
+        Args:
+            x: inputs [N, ...].
+            composite: which rule explains which node.
+            target: as for ``gradient``.
+            seed: relevance of the explained score: "one" (1) or "score" (g_k(x)).
+            parameters: False spares the gradients of the parameters.
+
+        Raises:
+            RuntimeError: an operation has no node, or no rule: there is no fallback.
+
+        >>> x, linear = torch.ones(1, 4), torch.nn.Linear(4, 3)
+        >>> net = fastxai.compile(linear)
+        >>> h, _ = net.relevance(x, fastxai.engine.rules.lrp(*[fastxai.engine.rules.ZPlus()] * 2), 0)
+        >>> torch.allclose(h, linear.weight[:1].clamp(min=0) / linear.weight[0].clamp(min=0).sum())
+        True
+        """
+        x = self._check_input(x)
+        _check.one_of(seed, "seed", SEEDS)
+        run = self._core.rule_runtime(tuple(x.shape[1:]), x.dtype, composite)
+        chosen = self._chosen(run, x.detach(), target)
+        acts = tuple(self._view(act) for act in run.graph.activations)
+        return run.attribute(x, chosen, acts, seed, parameters=parameters)
+
     def _chosen(self, run: Runtime | Fallback, x: Tensor, target: Target) -> Tensor | None:
         """Return the target as ``_check_target`` does, its range checked too."""
         chosen = self._check_target(target, x)
@@ -322,6 +275,9 @@ class Net:
         """Rebuild every derived weight at the next call: needed after edits through ``.data`` only."""
         for runtime, _ in self._core.runtimes.values():
             if runtime is not None:
+                runtime.weights.refresh()
+        for runtimes in self._core.rule_runtimes.values():
+            for runtime in runtimes.values():
                 runtime.weights.refresh()
 
 
@@ -358,7 +314,7 @@ def compile(
     _check.require(isinstance(model, nn.Module), "model", "be a torch.nn.Module", type(model).__name__, TypeError)
     if std is not None:
         _check.require(bool((torch.as_tensor(std) > 0).all()), "std", "be positive", std)
-    base = Net(_Core(model, mean, std, fallback=fallback), None, None, None)
+    base = Net(Core(model, mean, std, fallback=fallback), None, None, None)
     if activation is None and surrogate is None:
         _check.require(beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
         return base

@@ -3,6 +3,7 @@
 fold_scales       convolution or dense layer -> scale per channel: the scale joins the weight
 pool_first        monotone activation -> max-pool: pool first, activate a quarter of the elements
 float_biases      channel biases move down (over max-pools and sums) into the activation kernel that follows
+attach_biases     for rules: the bias joins its convolution or dense layer instead
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from fastxai.engine.graph import Input
-from fastxai.engine.jets import Node
+from fastxai.engine.jets import Layer, Node
 from fastxai.engine.nodes.activation import Activate
 from fastxai.engine.nodes.add import Add
 from fastxai.engine.nodes.bias import Bias
@@ -18,9 +19,9 @@ from fastxai.engine.nodes.conv2d import Conv2d
 from fastxai.engine.nodes.linear import Dense
 from fastxai.engine.nodes.max_pool import MaxPool
 from fastxai.engine.nodes.scale import Scale
-from fastxai.engine.weights import Apply, Expr
+from fastxai.engine.weights import Apply, Expr, shape_of
 
-__all__ = ["simplify"]
+__all__ = ["simplify", "simplify_for_rules"]
 
 
 class _Editor:
@@ -133,6 +134,28 @@ def float_biases(graph: _Editor) -> None:
         bias = pending.pop()
         if bias in graph.nodes and _absorb_below(graph, bias) and bias in graph.nodes:
             pending.append(bias)
+
+
+def attach_biases(graph: _Editor) -> None:
+    """Let convolutions and dense layers take over the bias that alone reads them."""
+    for bias in [n for n in graph.nodes if isinstance(n, Bias)]:
+        layer = bias.inputs[0]
+        if isinstance(layer, Bias) and layer.channel and bias.channel and graph.sole_reader(layer) is bias:
+            bias.params = [layer.merge(bias)]
+            graph.remove(layer)
+            layer = bias.inputs[0]
+        fits = isinstance(layer, Dense) and shape_of(bias.params[0]) == (layer.shape[-1],)
+        if isinstance(layer, Layer) and graph.sole_reader(layer) is bias and (bias.channel or fits):
+            layer.take_bias(bias.params[0])
+            graph.remove(bias)
+
+
+def simplify_for_rules(output: Node) -> Node:
+    """Run the passes that rules allow, and return the output node: batch norms and biases join their layers."""
+    graph = _Editor(output)
+    fold_scales(graph)
+    attach_biases(graph)
+    return graph.output.inputs[0]
 
 
 def simplify(output: Node, *, pools_first: bool) -> Node:

@@ -17,7 +17,7 @@ from fastxai.engine.jets import Sweep
 from fastxai.engine.weights import Weights, version
 from fastxai.kernels.activation import Activation
 
-__all__ = ["Runtime"]
+__all__ = ["Extend", "Runtime"]
 
 # Bytes of the largest layer (input and output, all components) that a chunk may hold. Measured on two Zen 4 cores with
 # 32 MiB of last-level cache, H v at batch 64: the CNN of [R] takes 111, 96, 83, 78 ms at 2, 4, 8, 16 MiB; ResNet-20
@@ -66,11 +66,14 @@ class Runtime:
         sizes = [torch.Size(node.shape).numel() for node in graph.nodes]
         self._widest = max(size + sum(sizes[p] for p in graph.inputs[i]) for i, size in enumerate(sizes))
 
+    def most(self, x: Tensor, components: int) -> int:
+        """Return how many rows of inputs like x may be in one chunk, so that its activations stay in cache."""
+        return max(1, _CHUNK_BYTES // (self._widest * components * x.element_size()))
+
     def chunks(self, x: Tensor, components: int) -> Iterator[slice]:
-        """Split the batch so that a chunk's activations stay in cache; one chunk on a GPU."""
-        n = most = x.shape[0]
-        if x.device.type == "cpu":
-            most = max(1, _CHUNK_BYTES // (self._widest * components * x.element_size()))
+        """Split the batch into chunks of about equal size; one chunk on a GPU."""
+        n = x.shape[0]
+        most = self.most(x, components) if x.device.type == "cpu" else n
         pieces = -(-n // most) if n else 0
         for i in range(pieces):
             yield slice(n * i // pieces, n * (i + 1) // pieces)
@@ -182,14 +185,18 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        return None, None, None, *_Extend.apply(ctx, *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
+        return None, None, None, *Extend.apply(ctx, *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
 
 
-class _Extend(torch.autograd.Function):
-    """The adjoint sweeps, as a function that says what to do when somebody differentiates it once more."""
+class Extend(torch.autograd.Function):
+    """The adjoint sweeps, as a function that says what to do when somebody differentiates it once more.
+
+    ``made`` is the context of the function that made the map: ``made.run.extend`` goes on from ``made.parts``.
+    """
 
     @staticmethod
     def forward(ctx: Any, made: Any, v: Tensor | None, scores_bar: Tensor | None, *tensors: Tensor) -> Any:
+        """Return the gradients of <v, map> + <scores_bar, g> for ``tensors``: x, then the weights."""
         edited = any(version(tensor) != before for tensor, before in made.marks)
         if edited or made.generation != made.run.weights.generation:
             raise RuntimeError("the model's weights changed between an explanation map and its backward()")
@@ -199,6 +206,7 @@ class _Extend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *_: Any) -> Any:
+        """Refuse."""
         raise RuntimeError(
             "an explanation map can be differentiated once; for its second derivative use the autograd fallback: "
             "fastxai.compile(model, fallback=True)"

@@ -3,9 +3,21 @@
 from fastxai.explainers._base import Explainer as Explainer
 from fastxai.explainers.beta_smoothing import BetaSmoothing as BetaSmoothing
 from fastxai.explainers.gradient import Gradient as Gradient
+from fastxai.explainers.guided_backprop import GuidedBackprop as GuidedBackprop
 from fastxai.explainers.input_x_gradient import InputXGradient as InputXGradient
+from fastxai.explainers.lrp import LRP as LRP
 from fastxai.explainers.postprocess import reduce_map as reduce_map
 from fastxai.explainers.saliency import Saliency as Saliency
 from fastxai.explainers.smooth_grad import SmoothGrad as SmoothGrad
 
-__all__ = ["BetaSmoothing", "Explainer", "Gradient", "InputXGradient", "Saliency", "SmoothGrad", "reduce_map"]
+__all__ = [
+    "LRP",
+    "BetaSmoothing",
+    "Explainer",
+    "Gradient",
+    "GuidedBackprop",
+    "InputXGradient",
+    "Saliency",
+    "SmoothGrad",
+    "reduce_map",
+]

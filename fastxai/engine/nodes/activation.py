@@ -39,6 +39,10 @@ class Activate(Node):
         """Take over the channel bias of the node before."""
         self.params = [bias]
 
+    def nonnegative(self, *, signed: bool) -> bool:
+        """Return True for functions that are never negative, whatever the view makes of them."""
+        return self.activation.name in ("relu", "relu6", "softplus", "softplus6", "sigmoid")
+
     def push(self, s: Sweep, *xs: Tensor) -> Tensor:
         """Push the jet; remember the kept number and the tangents."""
         act, a = s.activations[self.activation_slot], xs[0]
@@ -55,7 +59,8 @@ class Activate(Node):
         act, memory = s.activations[self.activation_slot], s.memory[self.index]
         if not s.extend:
             assert nu is not None
-            memory.nu_v = nu if s.keep else None
+            if s.keep:
+                memory.nu_v = nu
             overwrite = self.owns_cotangent and not s.keep
             return [kernel.pull(act, memory.kept, memory.a_v, nu, s.directions, overwrite=overwrite)]
         mu = None if nu is None and act.flat else self._pull_primal(act, memory, nu)

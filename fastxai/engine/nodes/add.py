@@ -21,6 +21,7 @@ class Add(Linear):
     """y = x_1 + x_2."""
 
     pulls_new_memory = False
+    keeps_sign = True
 
     def __init__(self, a: Node, b: Node) -> None:
         super().__init__([a, same(b, a.shape)], a.shape)

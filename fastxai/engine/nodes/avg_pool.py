@@ -24,6 +24,8 @@ def _like(node: Node, nu: Tensor) -> Tensor:
 class AvgPool(Linear):
     """Average over a window."""
 
+    keeps_sign = True
+
     def __init__(self, x: Node, window: tuple[Any, ...]) -> None:
         out = F.avg_pool2d(torch.empty(1, *x.shape, device="meta"), *window)
         super().__init__([x], out.shape[1:])
@@ -45,6 +47,8 @@ class AvgPool(Linear):
 class AdaptiveAvgPool(Linear):
     """Average over windows that tile the input into a given output size."""
 
+    keeps_sign = True
+
     def __init__(self, x: Node, size: tuple[int, int]) -> None:
         super().__init__([x], (x.shape[0], *size))
 
@@ -63,6 +67,8 @@ class AdaptiveAvgPool(Linear):
 
 class Mean(Linear):
     """Mean over dimensions other than the batch."""
+
+    keeps_sign = True
 
     def __init__(self, x: Node, dims: tuple[int, ...], *, keepdim: bool) -> None:
         out = torch.empty(1, *x.shape, device="meta").mean(dims, keepdim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,12 @@ class Bias(Node):
         """Return the expression of both channel biases together."""
         return Apply(torch.add, (self.params[0], other.params[0]), {})
 
+    def collect(self, s: Sweep, xs: Sequence[Tensor], nu: Tensor) -> None:
+        """Collect b's gradient, the sum of nu."""
+        if self.slot in s.wanted:
+            grad = nu.sum([0, *range(2, self.dim)]) if self.channel else sum_to(nu, s.prepared[self.index].shape)
+            s.collect(self.slot, grad)
+
     def push(self, s: Sweep, *xs: Tensor) -> Tensor:
         """Add b to component 0; tangents pass."""
         if s.extend:
@@ -49,7 +57,6 @@ class Bias(Node):
 
     def pull(self, s: Sweep, nu: Tensor | None) -> Pulled:
         """Pass every cotangent; b's gradient is the sum of nu_0."""
-        if s.extend and nu is not None and self.slot in s.wanted:
-            grad = nu.sum([0, *range(2, self.dim)]) if self.channel else sum_to(nu, s.prepared[self.index].shape)
-            s.collect(self.slot, grad)
+        if s.extend and nu is not None:
+            self.collect(s, (), nu[: s.n])
         return [nu]

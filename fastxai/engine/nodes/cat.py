@@ -18,6 +18,7 @@ class Cat(Linear):
     """Concatenation along a dimension other than the batch."""
 
     pulls_new_memory = False
+    keeps_sign = True
 
     def __init__(self, xs: list[Node], axis: int) -> None:
         out = torch.cat([torch.empty(1, *x.shape, device="meta") for x in xs], axis)

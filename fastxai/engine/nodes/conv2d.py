@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastxai.engine.graph import builds
-from fastxai.engine.jets import Linear, Node, Pulled
+from fastxai.engine.jets import Layer, Node, Pulled
 from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.nodes.pad import Pad
 from fastxai.engine.trace import Unsupported
@@ -24,8 +24,8 @@ def pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
-class Conv2d(Linear):
-    """y = W * x; the bias is a node of its own."""
+class Conv2d(Layer):
+    """y = W * x; the bias is a node of its own, unless rules are assigned."""
 
     def __init__(
         self,
@@ -40,11 +40,13 @@ class Conv2d(Linear):
         super().__init__([x], out_shape, [weight])
         self.geometry = (stride, padding, dilation, groups)
 
-    def pack(self, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def pack(self, weight: Tensor) -> Any:
         """Return W in channels-last; flipped and transposed, where that turns the transpose into a convolution.
 
         The third is W packed for the thin kernel, for a transpose to few channels.
         """
+        if weight.dim() == 1:
+            return weight.contiguous()
         weight = weight.contiguous(memory_format=torch.channels_last)
         stride, padding, dilation, groups = self.geometry
         reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
@@ -54,9 +56,17 @@ class Conv2d(Linear):
         # A forward convolution reaches a higher rate than oneDNN's backward-data on channels-last input.
         return weight, weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last), packed
 
-    def apply(self, w: Any, *xs: Tensor) -> Tensor:
-        """W * x on every row."""
-        return torch.conv2d(xs[0], w[0], None, *self.geometry)
+    def affine(self, w: Any, bias: Tensor | None, x: Tensor) -> Tensor:
+        """W * x + b on every row."""
+        return torch.conv2d(x, w[0], bias, *self.geometry)
+
+    def spread(self, bias: Tensor) -> Tensor:
+        """Return b as [C, 1, 1]."""
+        return bias.view(-1, 1, 1)
+
+    def bias_grad(self, mu: Tensor) -> Tensor:
+        """Sum over rows and positions."""
+        return mu.sum((0, 2, 3))
 
     def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """The transposed convolution."""

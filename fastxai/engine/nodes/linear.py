@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastxai.engine.graph import builds
-from fastxai.engine.jets import Linear, Node, Pulled
+from fastxai.engine.jets import Layer, Node, Pulled
 from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.trace import Unsupported
 from fastxai.engine.weights import Expr, shape_of
@@ -16,15 +16,23 @@ from fastxai.engine.weights import Expr, shape_of
 __all__ = ["Dense"]
 
 
-class Dense(Linear):
-    """y = x W^T; the bias is a node of its own."""
+class Dense(Layer):
+    """y = x W^T; the bias is a node of its own, unless rules are assigned."""
 
     def __init__(self, x: Node, weight: Expr) -> None:
         super().__init__([x], (*x.shape[:-1], shape_of(weight)[0]), [weight])
 
-    def apply(self, w: Any, *xs: Tensor) -> Tensor:
-        """Return x W^T."""
-        return torch.nn.functional.linear(xs[0], w)
+    def affine(self, w: Any, bias: Tensor | None, x: Tensor) -> Tensor:
+        """Return x W^T + b."""
+        return torch.nn.functional.linear(x, w, bias)
+
+    def spread(self, bias: Tensor) -> Tensor:
+        """Return b: features come last."""
+        return bias
+
+    def bias_grad(self, mu: Tensor) -> Tensor:
+        """Sum over all rows."""
+        return mu.flatten(0, -2).sum(0)
 
     def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """Return nu W."""

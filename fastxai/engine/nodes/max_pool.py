@@ -19,6 +19,8 @@ __all__ = ["MaxPool"]
 class MaxPool(Node):
     """y = max over a window, first maximum in row-major order."""
 
+    keeps_sign = True
+
     def __init__(self, x: Node, window: kernel.Window) -> None:
         super().__init__([x], (x.shape[0], *window.output_size((x.shape[1], x.shape[2]))))
         self.window = window

@@ -22,6 +22,10 @@ class Pad(Linear):
         super().__init__([x], F.pad(torch.empty(1, *x.shape, device="meta"), widths, mode).shape[1:])
         self.widths, self.mode, self.fill = widths, mode, fill
 
+    def nonnegative(self, *, signed: bool) -> bool:
+        """Return True if neither input nor border is negative."""
+        return self.fill >= 0 and not signed
+
     def apply(self, w: Any, *xs: Tensor) -> Tensor:
         """Pad every component, with zeros where the border is a constant."""
         return F.pad(xs[0], self.widths, self.mode)

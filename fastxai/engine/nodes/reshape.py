@@ -21,6 +21,7 @@ class Reshape(Linear):
     makes_memory = False
     passes_memory = True
     pulls_new_memory = False
+    keeps_sign = True
 
     def __init__(self, x: Node, shape: tuple[int, ...]) -> None:
         super().__init__([x], shape)
@@ -39,6 +40,7 @@ class Permute(Linear):
 
     makes_memory = False
     pulls_new_memory = False
+    keeps_sign = True
 
     def __init__(self, x: Node, order: tuple[int, ...]) -> None:
         super().__init__([x], [x.shape[d - 1] for d in order[1:]])

@@ -18,6 +18,7 @@ class Slice(Linear):
     """x[:, i, j, ...] with slices (strided or not) behind the batch."""
 
     makes_memory = False
+    keeps_sign = True
 
     def __init__(self, x: Node, where: tuple[slice, ...]) -> None:
         super().__init__([x], torch.empty(1, *x.shape, device="meta")[where].shape[1:])
@@ -39,6 +40,8 @@ class Slice(Linear):
 class Select(Linear):
     """The elements at given positions of one dimension, in their order: channel permutations and gathers."""
 
+    keeps_sign = True
+
     def __init__(self, x: Node, axis: int, positions: tuple[int, ...]) -> None:
         super().__init__([x], (*x.shape[: axis - 1], len(positions), *x.shape[axis:]))
         self.axis, self.positions = axis, positions
@@ -55,6 +58,8 @@ class Select(Linear):
 
 class Flip(Linear):
     """Reversal along dimensions behind the batch; its own transpose."""
+
+    keeps_sign = True
 
     def __init__(self, x: Node, dims: tuple[int, ...]) -> None:
         super().__init__([x], x.shape)

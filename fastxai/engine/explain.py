@@ -1,0 +1,209 @@
+"""Explaining by rules: four sweeps, as numbers or as one differentiable function.
+
+    1 value    up     the network's own values, all kept
+    2 explain  down   every node's rule: relevance r
+    3 adjoint  up     every rule's adjoint: t, the cotangent of r, and sources on values and parameters
+    4 pull     down   the ordinary derivative, of the sources and of the scores' cotangent
+
+Sweeps 1 and 2 are the map; 3 and 4 its derivative. For the ordinary derivative as a rule, 3 and 4 are the order-1 jet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastxai import _check
+from fastxai.engine.graph import Graph, ordered
+from fastxai.engine.jets import Node, Sweep, add
+from fastxai.engine.rules import Composite, Site
+from fastxai.engine.runtime import Activations, Extend, Runtime, dense, numeric
+
+__all__ = ["SEEDS", "RuleRuntime"]
+
+SEEDS = ("one", "score")
+
+
+@dataclass
+class _Part:
+    """What sweeps 1 and 2 of one chunk leave for 3 and 4."""
+
+    sweep: Sweep
+    values: list[Tensor]
+    sites: list[Site]
+    saved: list[Any]
+    seed: str
+    onehot: Tensor
+
+
+class RuleRuntime(Runtime):
+    """A graph with its weights and a rule for every node."""
+
+    def __init__(self, start: Node, output: Node, composite: Composite) -> None:
+        nodes = ordered(start, output)
+        self.rules = composite.assign(nodes)
+        super().__init__(Graph(start, output, overwrite=False))
+        self._boxes: dict[int, tuple[int, tuple[Tensor, Tensor]]] = {}
+
+    def attribute(
+        self, x: Tensor, target: Tensor | None, acts: Activations, seed: str, *, parameters: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return (the map, g(x)), differentiable in x and, where ``parameters``, in the model's parameters."""
+        parameters = parameters and torch.is_grad_enabled() and self.weights.require_grad
+        weights = self.weights.differentiable(x) if parameters else []
+        if not torch.is_grad_enabled() or not (x.requires_grad or weights):
+            return self.explain_only(x, target, acts, seed, None)[:2]
+        return _Relevance.apply(self, target, acts, seed, x, *weights)  # type: ignore[return-value]
+
+    @numeric
+    def explain_only(
+        self, x: Tensor, target: Tensor | None, acts: Activations, seed: str, wanted: frozenset[int] | None
+    ) -> tuple[Tensor, Tensor, list[tuple[slice, _Part]]]:
+        """Return (the map, g(x), chunks to go on from); no chunk is kept where ``wanted`` is None."""
+        prepared = self.weights.prepared(x)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        scores = x.new_empty(x.shape[0], *self.graph.nodes[-1].shape)
+        parts = []
+        for rows in self.chunks(x, 2):
+            n, keep = rows.stop - rows.start, wanted is not None
+            s = self._sweep(n, 0, prepared, acts, keep=keep, wanted=wanted or frozenset())
+            values = self._values(s, dense(x[rows]))
+            scores[rows] = values[-1]
+            chosen = scores[rows].argmax(1) if target is None else target[rows]
+            onehot = torch.zeros_like(values[-1]).scatter_(1, chosen[:, None], 1)
+            part = _Part(s, values, self._sites(s, values[0]), [], seed, onehot)
+            out[rows] = self._explain(part, onehot * values[-1] if seed == "score" else onehot)
+            if wanted is not None:
+                parts.append((rows, part))
+        return out, scores, parts
+
+    def _values(self, s: Sweep, x: Tensor) -> list[Tensor]:
+        values = [x]
+        for node in self.graph.nodes[1:]:
+            values.append(node.push(s, *[values[p] for p in self.graph.inputs[node.index]]))
+        return values
+
+    def _sites(self, s: Sweep, x: Tensor) -> list[Site]:
+        sites = []
+        for node, rule in zip(self.graph.nodes, self.rules, strict=True):
+            wanted = frozenset(i for i in range(len(node.params)) if node.slot + i in s.wanted)
+            box = None if rule.box is None else self._box(s, node, rule.box, x)
+            sites.append(Site(node, s, wanted, box))
+        return sites
+
+    def _box(self, s: Sweep, node: Node, box: tuple[Any, Any], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the lowest and highest input of a node [1, ...], for a box of the network's input."""
+        known = self._boxes.get(node.index)
+        if known is not None and known[0] == self.weights.generation:
+            return known[1]
+        shape = self.graph.nodes[0].shape
+        ends = [torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in box]
+        for end in ends:
+            good = end.dim() == 0 or len(end) in (1, shape[0])
+            _check.require(good, "low, high", f"have one value or {shape[0]}, one a channel", list(end.shape))
+        rows = torch.stack([end.reshape(-1, *[1] * (len(shape) - 1)).expand(shape) for end in ends])
+        values: dict[int, Tensor] = {0: dense(rows)}
+        probe = self._sweep(2, 0, s.prepared, s.activations)
+
+        def value(i: int) -> Tensor:
+            if i not in values:
+                values[i] = self.graph.nodes[i].push(probe, *[value(p) for p in self.graph.inputs[i]])
+            return values[i]
+
+        low, high = value(self.graph.inputs[node.index][0]).split(1)
+        made = torch.minimum(low, high), torch.maximum(low, high)
+        self._boxes[node.index] = (self.weights.generation, made)
+        return made
+
+    def _explain(self, part: _Part, seed: Tensor) -> Tensor:
+        """Sweep 2: return the input's relevance."""
+        relevance: list[Tensor | None] = [None] * len(part.values)
+        relevance[-1] = seed
+        part.saved = [None] * len(part.values)
+        for node in reversed(self.graph.nodes[1:]):
+            i = node.index
+            r, relevance[i] = relevance[i], None
+            assert r is not None
+            xs = [part.values[p] for p in self.graph.inputs[i]]
+            below, saved = self.rules[i].explain(part.sites[i], xs, part.values[i], r)
+            part.saved[i] = saved if part.sweep.keep else None
+            for p, share in zip(self.graph.inputs[i], below, strict=True):
+                relevance[p] = add(relevance[p], share)
+        assert relevance[0] is not None
+        return relevance[0]
+
+    def _adjoint(self, part: _Part, t: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Sweep 3: return t at the scores, and the sources on every value."""
+        ts: list[Any] = [None] * len(part.values)
+        ts[0] = t
+        sources: list[Tensor | None] = [None] * len(part.values)
+        for node in self.graph.nodes[1:]:
+            i, parents = node.index, self.graph.inputs[node.index]
+            xs = [part.values[p] for p in parents]
+            got = self.rules[i].adjoint(part.sites[i], xs, part.values[i], part.saved[i], [ts[p] for p in parents])
+            ts[i] = got.t_out
+            for p, source in zip(parents, got.x or [None] * len(parents), strict=True):
+                sources[p] = add(sources[p], source)
+            sources[i] = add(sources[i], got.y)
+            for position, grad in got.grads.items():
+                part.sweep.collect(node.slot + position, grad)
+            for p in self.graph.up_frees[i]:
+                ts[p] = None
+        return ts[-1], sources
+
+    def _pull(self, part: _Part, sources: list[Tensor | None]) -> Tensor | None:
+        """Sweep 4: return the input's cotangent."""
+        plain = replace(part.sweep, keep=False)
+        for node in reversed(self.graph.nodes[1:]):
+            i, parents = node.index, self.graph.inputs[node.index]
+            nu, sources[i] = sources[i], None
+            if nu is None:
+                continue
+            node.collect(plain, [part.values[p] for p in parents], nu)
+            for p, mu in zip(parents, node.pull(plain, nu), strict=True):
+                sources[p] = add(sources[p], mu)
+        return sources[0]
+
+    @numeric
+    def extend(
+        self, x: Tensor, v: Tensor | None, scores_bar: Tensor | None, parts: list[tuple[slice, Any]]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the gradients of <v, map> + <scores_bar, g> for x and for every wanted parameter."""
+        grads: list[Tensor | None] = [None] * len(self.weights.params)
+        dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        for rows, part in parts:
+            part.sweep.grads = grads
+            sources: list[Tensor | None] = [None] * len(part.values)
+            if v is not None:
+                top, sources = self._adjoint(part, dense(v[rows]))
+                if part.seed == "score":
+                    sources[-1] = add(sources[-1], part.onehot * top)
+            if scores_bar is not None:
+                sources[-1] = add(sources[-1], scores_bar[rows])
+            mu = self._pull(part, sources)
+            if mu is not None:
+                dx[rows] = mu
+        return dx, grads
+
+
+class _Relevance(torch.autograd.Function):
+    """A rule-based map: forward is sweeps 1 and 2, backward 3 and 4."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: RuleRuntime, target: Tensor | None, acts: Activations, seed: str, *tensors: Tensor
+    ) -> Any:
+        x, *weights = tensors
+        wanted = frozenset(i for i, weight in enumerate(weights) if weight.requires_grad)
+        out, scores, ctx.parts = run.explain_only(x, target, acts, seed, wanted)
+        ctx.run, ctx.generation, ctx.marks = run, run.weights.generation, run.weights.marks()
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return out, scores
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        return None, None, None, None, *Extend.apply(ctx, *cotangents, *ctx.saved_tensors)  # type: ignore[misc]

@@ -1,0 +1,240 @@
+"""Proportional redistribution: the one formula of LRP's rules, which are rows of a table over it.
+
+z = sum_m W_m psi_m(x) + b_m;  S = r / stab(z);  C_m = W_m^T S;  r_in = sum kappa psi_m(x) C_m
+
+adjoint of t at r_in, with e_m = kappa t psi_m and dS = sum_m W_m e_m:
+t_out = dS / stab(z);  dz = -dS S / stab(z)
+source on x: sum_m psi_m'(x) (kappa t C_m + W_m^T dz);  dW_m = S (x) e_m + dz (x) psi_m;  db_m = sum dz
+where z is the node's own output y, dz is a source on y, and W^T dz, dz (x) x and sum dz come with the last sweep
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastxai import _check
+from fastxai.engine.jets import Node, add
+from fastxai.engine.rules._rule import Rule, Site, Sources, is_layer
+from fastxai.engine.weights import Apply, Expr
+
+__all__ = ["OWN", "Group", "Proportional", "Term", "negative", "positive", "stabilise"]
+
+Transform = Callable[[Tensor], Tensor]
+
+
+def positive(w: Tensor) -> Tensor:
+    """Return max(w, 0)."""
+    return w.clamp(min=0)
+
+
+def negative(w: Tensor) -> Tensor:
+    """Return min(w, 0)."""
+    return w.clamp(max=0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One summand W_m psi_m(x) + b_m of z.
+
+    Attributes:
+        part: psi, of the input x: "all" (x), "positive" (max(x, 0)), "negative" (min(x, 0)) or "ones" (1).
+        weight: W_m as a function of W; None for the node's own output, z = y.
+        bias: b_m as a function of b, or None for none.
+    """
+
+    part: str = "all"
+    weight: Transform | None = None
+    bias: Transform | None = None
+
+    def psi(self, x: Tensor) -> Tensor:
+        """Return the part of x that the summand is linear in."""
+        match self.part:
+            case "all":
+                return x
+            case "positive":
+                return x.clamp(min=0)
+            case "negative":
+                return x.clamp(max=0)
+            case _:
+                return torch.ones_like(x)
+
+    def bend(self, x: Tensor, cotangent: Tensor) -> Tensor | None:
+        """Return psi'(x) times a cotangent, None for zero."""
+        match self.part:
+            case "all":
+                return cotangent
+            case "positive":
+                return torch.where(x >= 0, cotangent, 0)
+            case "negative":
+                return torch.where(x <= 0, cotangent, 0)
+            case _:
+                return None
+
+
+OWN = Group()
+
+
+@dataclass(frozen=True)
+class Term:
+    """A share kappa of the relevance, distributed by the groups of one z.
+
+    Attributes:
+        groups: the summands of z.
+        kappa: the share.
+        sign: where the term acts: where the node's output y has this sign (1 or -1), or everywhere (0).
+    """
+
+    groups: tuple[Group, ...]
+    kappa: float = 1.0
+    sign: int = 0
+
+
+def stabilise(z: Tensor, epsilon: float) -> Tensor:
+    """Return z + epsilon sign(z), with sign(0) = 1."""
+    plus = z.new_tensor(epsilon)
+    return torch.where(z < 0, -plus, plus).add_(z)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A group with the positions of its weight and bias among the site's (None: the node's own output; no bias)."""
+
+    group: Group
+    weight: int | None
+    bias: int | None
+
+
+@dataclass(frozen=True)
+class Proportional(Rule):
+    """Relevance in proportion to what each input contributes; a subclass gives ``terms``.
+
+    Attributes:
+        stabilizer: epsilon of stab(z) = z + epsilon sign(z), sign(0) = 1; > 0.
+
+    Raises:
+        ValueError: the stabilizer is not positive.
+    """
+
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check.positive(self.stabilizer, "stabilizer")
+
+    @abstractmethod
+    def terms(self, *, signed: bool) -> tuple[Term, ...]:
+        """Return the rule's row of the table; ``signed`` is False where the input is known to be >= 0."""
+
+    def _columns(self, node: Any) -> tuple[list[Transform], list[Transform]]:
+        """Return every distinct W_m and b_m of the terms, as functions of W and b."""
+        groups = [group for term in self.terms(signed=node.signed) for group in term.groups]
+        weights = dict.fromkeys(group.weight for group in groups if group.weight is not None)
+        biases = dict.fromkeys(group.bias for group in groups if group.bias is not None and node.own_params > 1)
+        return list(weights), list(biases)
+
+    def params(self, node: Node) -> list[Expr]:
+        """Return every distinct W_m, then every distinct b_m."""
+        weights, biases = self._columns(node)
+        if weights and not is_layer(node):
+            raise TypeError(f"{type(self).__name__} needs a weight, {type(node).__name__} at {node.path!r} has none")
+        made: list[Expr] = [Apply(f, (node.params[0],), {}) for f in weights]
+        return made + [Apply(f, (node.params[1],), {}) for f in biases]
+
+    def _table(self, site: Site) -> list[tuple[Term, list[_Place]]]:
+        weights, biases = self._columns(site.node)
+        first = site.node.own_params
+
+        def place(group: Group) -> _Place:
+            w = None if group.weight is None else first + weights.index(group.weight)
+            at = biases.index(group.bias) if group.bias is not None and biases else None
+            b = None if at is None else first + len(weights) + at
+            return _Place(group, w, b)
+
+        return [(term, [place(group) for group in term.groups]) for term in self.terms(signed=site.node.signed)]
+
+    def explain(self, site: Site, xs: Sequence[Tensor], y: Tensor, r: Tensor) -> tuple[Sequence[Tensor], Any]:
+        """Return sum kappa psi_m C_m per input; arguments as in the base class."""
+        totals: list[Tensor | None] = [None] * len(xs)
+        saved = []
+        for term, places in self._table(site):
+            stable = stabilise(self._z(site, places, xs, y), self.stabilizer)
+            shares = r / stable
+            if term.sign:
+                shares = torch.where(y * term.sign > 0, shares, 0)
+            pulled = []
+            for place in places:
+                cs = site.node.transpose(_weight(site, place), shares)
+                for i, (x, c) in enumerate(zip(xs, cs, strict=True)):
+                    part = c if place.group.part == "ones" else place.group.psi(x) * c
+                    totals[i] = add(totals[i], part if term.kappa == 1 else part * term.kappa)
+                pulled.append(cs)
+            saved.append((stable, shares, pulled))
+        return [total for total in totals if total is not None], saved
+
+    @staticmethod
+    def _z(site: Site, places: list[_Place], xs: Sequence[Tensor], y: Tensor) -> Tensor:
+        z: Tensor | None = None
+        for place in places:
+            if place.weight is None:
+                z = add(z, y)
+            else:
+                bias = None if place.bias is None else site.weights[place.bias]
+                z = add(z, site.node.affine(site.weights[place.weight], bias, place.group.psi(xs[0])))
+        assert z is not None
+        return z
+
+    def adjoint(self, site: Site, xs: Sequence[Tensor], y: Tensor, saved: Any, ts: Sequence[Tensor]) -> Sources:
+        """Return the adjoint of the module's formula; arguments as in the base class."""
+        t_out: Tensor | None = None
+        on_y: Tensor | None = None
+        on_x: list[Tensor | None] = [None] * len(xs)
+        grads: dict[int, Tensor] = {}
+        for (term, places), (stable, shares, pulled) in zip(self._table(site), saved, strict=True):
+            scaled = [t if term.kappa == 1 else t * term.kappa for t in ts]
+            moved = [[t * place.group.psi(x) for t, x in zip(scaled, xs, strict=True)] for place in places]
+            d_shares: Tensor | None = None
+            for place, es in zip(places, moved, strict=True):
+                d_shares = add(d_shares, site.node.apply(_weight(site, place), *es))
+            assert d_shares is not None
+            quotient = d_shares / stable
+            dz = -quotient * shares
+            if term.sign:
+                quotient = torch.where(y * term.sign > 0, quotient, 0)
+            t_out = add(t_out, quotient)
+            for place, es, cs in zip(places, moved, pulled, strict=True):
+                back = [None] * len(xs) if place.weight is None else site.node.transpose(_weight(site, place), dz)
+                for i, (x, t, c, more) in enumerate(zip(xs, scaled, cs, back, strict=True)):
+                    if place.group.part != "ones":
+                        on_x[i] = add(on_x[i], place.group.bend(x, t * c if more is None else more + t * c))
+                on_y = add(on_y, dz) if place.weight is None else on_y
+                _collect(site, grads, place, (xs[0], es[0], shares, dz))
+        assert t_out is not None
+        return Sources(t_out, on_x, on_y, grads)
+
+
+def _weight(site: Site, place: _Place) -> Any:
+    return site.weight if place.weight is None else site.weights[place.weight]
+
+
+def _collect(
+    site: Site, grads: dict[int, Tensor], place: _Place, operands: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    """Add dW_m and db_m where they are wanted."""
+    x, e, shares, dz = operands
+    if place.weight is None:
+        if site.node.params and 0 in site.wanted:
+            _accumulate(grads, 0, site.node.weight_grad(site.weight, shares, e))
+    elif place.weight in site.wanted:
+        rows = torch.cat([shares, dz]), torch.cat([e, place.group.psi(x)])
+        _accumulate(grads, place.weight, site.node.weight_grad(_weight(site, place), *rows))
+    if place.bias is not None and place.bias in site.wanted:
+        _accumulate(grads, place.bias, site.node.bias_grad(dz))
+
+
+def _accumulate(grads: dict[int, Tensor], position: int, grad: Tensor) -> None:
+    grads[position] = grads[position] + grad if position in grads else grad
