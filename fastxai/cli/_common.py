@@ -281,10 +281,11 @@ def images(files: Sequence[Path], name: str, network: Network, where: str) -> Te
 
 
 @torch.no_grad()
-def maps(explainer: Explainer, x: Tensor, target: int | None = None) -> tuple[Tensor, Tensor]:
+def maps(explainer: Explainer, x: Tensor, target: int | None = None, *, signed: bool = False) -> tuple[Tensor, Tensor]:
     """Return the raw map [N, 3, H, W] and the one that is shown and compared [N, H, W]."""
     raw = explainer.attribute(x, target)
-    return raw, reduce_map(raw)
+    # The values of a signed map may add up to anything near zero: it is not divided by its sum.
+    return raw, reduce_map(raw, "sum", None) if signed else reduce_map(raw)
 
 
 def check_outputs(files: Sequence[Path]) -> None:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fastxai import viz
 from fastxai.attacks import AttackResult, Manipulation, Similarity
-from fastxai.cli import _common
-from fastxai.cli.explain import METHODS
+from fastxai.cli import _common, _methods
 from fastxai.viz import Panel, Row
 
 __all__ = ["add_arguments", "compared", "run", "tensors"]
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="the image whose map to imitate: one for all, or repeated, one for each",
     )
-    parser.add_argument("--method", choices=METHODS, default="gradient", help="the map (default: gradient)")
+    _methods.add_method(parser)
     parser.add_argument("--steps", type=int, default=500, help="iterations (default: 500)")
     parser.add_argument("--lr", type=float, default=1e-3, help="step size (default: 1e-3)")
     parser.add_argument(
@@ -59,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         )
     _common.check_outputs(out)
     network = _common.network(options)
-    explainer = METHODS[options.method](network.net)
+    explainer = _methods.explainer(options.method, network.net, options)
     c, gamma = IMAGENET if options.model.startswith("torchvision:") else SMALL
     try:
         attack = Manipulation(

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from fastxai import viz
-from fastxai.cli import _common
-from fastxai.explainers import Gradient, InputXGradient, Saliency
-from fastxai.viz import Panel, Row
+from fastxai.cli import _common, _methods
 
-__all__ = ["METHODS", "add_arguments", "run"]
-
-METHODS = {"gradient": Gradient, "saliency": Saliency, "input_x_gradient": InputXGradient}
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument("--method", choices=METHODS, default="gradient", help="the map (default: gradient)")
+    _methods.add_method(parser, several=True)
     parser.add_argument(
         "--class", dest="target", type=int, metavar="K", help="class to explain (default: the predicted)"
     )
     parser.add_argument("--beta", type=float, help="smooth the network: softplus of this beta in place of ReLU")
+    parser.add_argument(
+        "--signed", action="store_true", help="show what is positive and what is negative, not the magnitude alone"
+    )
     _common.add_model(parser)
     _common.add_common(parser, "fastxai-explain.png")
 
@@ -40,15 +38,22 @@ def run(options: argparse.Namespace) -> None:
     predicted = network.predict(x)
     net = network.smooth(options.beta)
     network.check_class(options.target)
-    raw, heat = _common.maps(METHODS[options.method](net), x, options.target)
+    explainers = {name: _methods.explainer(name, net, options) for name in _methods.chosen(options)}
+    maps = {name: _common.maps(one, x, options.target, signed=options.signed) for name, one in explainers.items()}
 
-    _common.write_figure(out, lambda: _draw(x, heat, [file.name for file in options.images], predicted))
-    _common.write_tensors(out, {"images": x, "attributions": raw, "maps": heat})
     rows = [{"file": str(file), **row} for file, row in zip(options.images, predicted, strict=True)]
+    says = [f"{row['class']}, {row['probability']:.1%}" for row in rows]
+    if options.target is not None:
+        says = [f"{one}\nexplained: {network.label(options.target)}" for one in says]
+    heat = {name: shown for name, (_, shown) in maps.items()}
+    _common.write_figure(out, lambda: _draw(options, x, heat, says))
+    raw = {f"attributions.{name}": attributions for name, (attributions, _) in maps.items()}
+    _common.write_tensors(out, {"images": x, **raw, **{f"maps.{name}": shown for name, shown in heat.items()}})
     result = {
         "command": "explain",
         "model": options.model,
-        "method": options.method,
+        "methods": list(maps),
+        "signed": options.signed,
         "beta": options.beta,
         "explained_class": options.target,
         "images": rows,
@@ -58,17 +63,12 @@ def run(options: argparse.Namespace) -> None:
     _common.show(options, result, text)
 
 
-def _draw(x: Tensor, heat: Tensor, titles: list[str], predicted: list[dict[str, Any]]) -> Figure:
-    """One row an image: the image, its map, and the map over the image."""
-    shown = viz.overlay(x, heat, quantile=0.99)
-    rows = [
-        Row(
-            [
-                Panel(image, title, f"{p['class']}, {p['probability']:.1%}"),
-                Panel(one, "map"),
-                Panel(over, "map over image"),
-            ]
-        )
-        for image, one, over, title, p in zip(x, heat, shown, titles, predicted, strict=True)
-    ]
-    return viz.grid(rows)
+def _draw(options: argparse.Namespace, x: Tensor, heat: dict[str, Tensor], says: list[str]) -> Figure:
+    return viz.maps_figure(
+        x,
+        {_methods.METHODS[name].title: shown for name, shown in heat.items()},
+        [file.name for file in options.images],
+        says,
+        signed=options.signed,
+        overlays=len(heat) == 1,
+    )

@@ -8,3 +8,4 @@ from fastxai.viz.grid import grid as grid
 from fastxai.viz.grid import save_figure as save_figure
 from fastxai.viz.heatmap import heatmap as heatmap
 from fastxai.viz.heatmap import overlay as overlay
+from fastxai.viz.maps import maps_figure as maps_figure

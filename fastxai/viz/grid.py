@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from fastxai._check import positive, require, tensor
@@ -32,8 +33,8 @@ class Panel:
 
     Args:
         picture: an image [3, H, W] in [0, 1], or a map [H, W], coloured by ``heatmap`` with quantile 0.99.
-        title: one short line above it.
-        note: lines below it, separated by newlines.
+        title: one line above it; what does not fit is left out in the middle.
+        note: lines below it, separated by newlines; long ones are wrapped.
         signed: whether a map's sign is shown.
     """
 
@@ -84,40 +85,53 @@ def grid(rows: Sequence[Row], heading: str = "", *, side: float = 2.3) -> Figure
     require(len(rows) > 0 and all(row.panels for row in rows), "rows", "hold at least one panel each", list(rows))
     columns = max(len(row.panels) for row in rows)
     width = 2 * MARGIN + columns * side + (columns - 1) * GAP
-    # DejaVu Sans at 10.5 points fills about 14 letters an inch.
+    # DejaVu Sans fills about 14 letters an inch at 10.5 points, 17 at 8.5.
     captions = [textwrap.wrap(row.caption, int((width - 2 * MARGIN) * 14)) for row in rows]
-    notes = [max(panel.note.count("\n") + 1 if panel.note else 0 for panel in row.panels) for row in rows]
+    notes = [[_wrapped(panel.note, int(side * 17)) for panel in row.panels] for row in rows]
+    depths = [max(map(len, row)) for row in notes]
     heights = [
         TITLE + side + 0.08 + lines * NOTE + len(caption) * CAPTION + GAP
-        for lines, caption in zip(notes, captions, strict=True)
+        for lines, caption in zip(depths, captions, strict=True)
     ]
     height = 2 * MARGIN + (HEADING if heading else 0) + sum(heights) - GAP
     figure = Figure((width, height), facecolor="white")
     FigureCanvasAgg(figure)
 
-    def write(x: float, y: float, text: str, size: float, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, text, fontsize=size, va="top", **style)
+    def write(x: float, y: float, text: str, size: float, **style: Any) -> Text:
+        return figure.text(x / width, 1 - y / height, text, fontsize=size, va="top", parse_math=False, **style)
 
     y = MARGIN
     if heading:
         write(MARGIN, y, heading, 14, color=INK, weight="bold")
         y += HEADING
-    for row, lines, caption, row_height in zip(rows, notes, captions, heights, strict=True):
-        for column, panel in enumerate(row.panels):
+    for row, below_row, lines, caption, row_height in zip(rows, notes, depths, captions, heights, strict=True):
+        for column, (panel, note) in enumerate(zip(row.panels, below_row, strict=True)):
             x = MARGIN + column * (side + GAP)
-            write(x, y, panel.title, 10.5, color=INK, weight="bold")
+            _fit(write(x, y, panel.title, 10.5, color=INK, weight="bold"), side * figure.dpi)
             below = y + TITLE + side
             axes = figure.add_axes((x / width, 1 - below / height, side / width, side / height))
             axes.imshow(panel.pixels(), interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_color("#bbbbbb")
-            for line, text in enumerate(panel.note.split("\n")):
+            for line, text in enumerate(note):
                 write(x, below + 0.08 + line * NOTE, text, 8.5, color=FAINT)
         for line, text in enumerate(caption):
             write(MARGIN, y + TITLE + side + 0.16 + lines * NOTE + line * CAPTION, text, 10.5, color=INK)
         y += row_height
     return figure
+
+
+def _wrapped(note: str, letters: int) -> list[str]:
+    return [line for given in note.split("\n") for line in textwrap.wrap(given, letters) or [""]] if note else []
+
+
+def _fit(text: Text, pixels: float) -> None:
+    """Leave out letters in the middle until the text is this narrow."""
+    whole, kept = text.get_text(), len(text.get_text()) - 1
+    while kept > 1 and text.get_window_extent().width > pixels:
+        text.set_text(f"{whole[: (kept + 1) // 2]}\N{HORIZONTAL ELLIPSIS}{whole[-(kept // 2) :]}")
+        kept -= 1
 
 
 def save_figure(figure: Figure, file: str | Path, dpi: int = 150) -> Path:

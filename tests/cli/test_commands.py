@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from safetensors.torch import load_file
 import fastxai
 from fastxai.attacks import Manipulation, manipulation
 from fastxai.cli import _plain, demo, main
+from fastxai.cli._methods import METHODS
 from fastxai.data import demo_photos, load_images
+from fastxai.explainers import Explainer
 from fastxai.metrics import mse, pcc, ssim
 from fastxai.models import DEMO_MEAN, DEMO_STD
 
@@ -60,16 +63,57 @@ def test_explain(here: Path, net: fastxai.Net, capsys: pytest.CaptureFixture[str
     assert [row["probability"] for row in report["images"]] == pytest.approx(probability.tolist())
     saved = load_file("m.safetensors")
     expected = net.with_activation("softplus", 5.0).gradient(x, 3)
-    torch.testing.assert_close(saved["attributions"], expected)
-    torch.testing.assert_close(saved["maps"], fastxai.reduce_map(expected))
+    torch.testing.assert_close(saved["attributions.gradient"], expected)
+    torch.testing.assert_close(saved["maps.gradient"], fastxai.reduce_map(expected))
+    assert (report["methods"], report["signed"], report["beta"]) == (["gradient"], False, 5.0)
     is_picture(here / "m.png")
 
 
-@pytest.mark.parametrize(("method", "explainer"), [("saliency", "Saliency"), ("input_x_gradient", "InputXGradient")])
-def test_explain_methods(method: str, explainer: str, here: Path, net: fastxai.Net) -> None:
-    assert call(f"explain a.png --method {method} --out m.safetensors") == 0
-    expected = getattr(fastxai, explainer)(net).attribute(load_images(["a.png"], 32))
-    torch.testing.assert_close(load_file("m.safetensors")["attributions"], expected.detach())
+EXPLAINERS: dict[str, Callable[[fastxai.Net], Explainer]] = {
+    "gradient": fastxai.Gradient,
+    "saliency": fastxai.Saliency,
+    "input_x_gradient": fastxai.InputXGradient,
+    "smooth_grad": lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), seed=5),
+}
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_explain_methods(method: str, here: Path, net: fastxai.Net) -> None:
+    assert call(f"explain a.png --method {method} --seed 5 --out m.safetensors") == 0
+    saved = load_file("m.safetensors")
+    expected = EXPLAINERS[method](net).attribute(load_images(["a.png"], 32)).detach()
+    torch.testing.assert_close(saved[f"attributions.{method}"], expected)
+    torch.testing.assert_close(saved[f"maps.{method}"], fastxai.reduce_map(expected))
+
+
+def test_every_method_is_tested() -> None:
+    assert set(EXPLAINERS) == set(METHODS)
+
+
+def test_explain_by_all_methods(here: Path, net: fastxai.Net, capsys: pytest.CaptureFixture[str]) -> None:
+    report = printed("explain a.png b.png --method saliency --method all --out m.png --out m.safetensors", capsys)
+    free = [name for name, method in METHODS.items() if not method.needs]
+    assert report["methods"] == ["saliency", *(name for name in free if name != "saliency")]
+    saved = load_file("m.safetensors")
+    assert saved.keys() == {"images", *(f"{what}.{name}" for what in ("attributions", "maps") for name in free)}
+    x = load_images(["a.png", "b.png"], 32)
+    torch.testing.assert_close(saved["attributions.input_x_gradient"], x * saved["attributions.gradient"])
+    is_picture(here / "m.png")
+
+
+def test_explain_signed(here: Path, net: fastxai.Net, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "explain a.png --method gradient --method saliency --signed --class 2 --out m.png --out m.safetensors"
+    assert printed(words, capsys)["signed"] is True
+    saved = load_file("m.safetensors")
+    gradient = net.gradient(load_images(["a.png"], 32), 2)
+    torch.testing.assert_close(saved["maps.gradient"], gradient.sum(1))
+    torch.testing.assert_close(saved["maps.saliency"], gradient.abs().sum(1))
+    with Image.open(here / "m.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    red, blue = (pixels[..., 0] - pixels[..., 2] > 100), (pixels[..., 2] - pixels[..., 0] > 100)
+    assert red.sum() > 1000 and blue.sum() > 1000
+    middle = pixels.shape[1] * 2 // 3
+    assert blue[:, middle:].sum() < 0.01 * red[:, middle:].sum()
 
 
 def test_attack(here: Path, net: fastxai.Net, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,8 +123,8 @@ def test_weights_are_loaded(here: Path) -> None:
     save_file(sys.modules["tinynets"].build().state_dict(), here / "w.safetensors")
     assert main([*words.format("two").split(), "--seed", "2", "--weights", "w.safetensors"]) == 0
     one, two = load_file(here / "one.safetensors"), load_file(here / "two.safetensors")
-    assert one.keys() == two.keys() == {"images", "attributions", "maps"}
-    assert one["maps"].shape == (1, 9, 9)
+    assert one.keys() == two.keys() == {"images", "attributions.gradient", "maps.gradient"}
+    assert one["maps.gradient"].shape == (1, 9, 9)
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
 
@@ -164,7 +164,7 @@ def test_mean_and_std_reach_the_model(here: Path) -> None:
     assert call(words("plain")) == 0
     assert call(words("scaled") + " --mean .5 .5 .5 --std .5 .5 .5") == 0
     plain, scaled = load_file(here / "plain.safetensors"), load_file(here / "scaled.safetensors")
-    assert not torch.allclose(plain["attributions"], scaled["attributions"])
+    assert not torch.allclose(plain["attributions.gradient"], scaled["attributions.gradient"])
 
 
 def test_fallback_is_said_once_on_stderr(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

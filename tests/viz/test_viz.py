@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib import colormaps
 from PIL import Image
 
-from fastxai.viz import Exhibit, Panel, Row, demo_figure, grid, heatmap, overlay, save_figure
+from fastxai.viz import Exhibit, Panel, Row, demo_figure, grid, heatmap, maps_figure, overlay, save_figure
 
 
 def maps(*shape, seed=0):
@@ -122,7 +122,62 @@ def test_grid_places_everything_apart():
     lefts = [axes.get_position(original=True).x0 for axes in figure.axes]
     assert lefts[0] == lefts[3] == lefts[4]
     shown = figure.axes[0].get_images()[0].get_array()
+    assert shown is not None
     np.testing.assert_allclose(shown, image.permute(1, 2, 0), atol=1e-6)
+
+
+def test_long_titles_are_cut_and_long_notes_wrapped():
+    image, name = maps(3, 8, 8).sigmoid(), "a_photo_with_$a_very_long_name$_of_a_cat.png"
+    note = "black-and-gold garden spider, Argiope aurantia, 95.0%"
+    figure = grid([Row([Panel(image, name, note), Panel(image, "W" * 60), Panel(image, "short")], "Caption.")] * 2)
+    assert texts_outside(figure) == []
+    first, *_ = (text.get_text() for text in figure.texts)
+    start, end = first.split("\u2026")
+    assert len(start) + len(end) > 15 and name.startswith(start) and name.endswith(end)
+    words = [text.get_text() for text in figure.texts]
+    assert "short" in words and note in " ".join(words)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("overlays", [False, True])
+def test_maps_figure_has_the_image_first_then_every_method(signed, overlays):
+    images, count = maps(3, 3, 6, 6).sigmoid(), 9
+    values = {f"Integrated Gradients {i}": 10.0**i * maps(3, 6, 6, seed=i) for i in range(count)}
+    titles, notes = ["one.png", "two.png", "three.png"], ["cat, 61.0%\nexplained: dog", "dog, 3.1%", ""]
+    figure = maps_figure(images, values, titles, notes, signed=signed, overlays=overlays)
+    columns = 1 + count * (1 + overlays)
+    assert len(figure.axes) == 3 * columns
+    assert texts_outside(figure) == []
+    shown = [axes.get_images()[0].get_array() for axes in figure.axes]
+    for row in range(3):
+        np.testing.assert_allclose(shown[row * columns], images[row].permute(1, 2, 0), atol=1e-6)
+        for i, one in enumerate(values.values()):
+            place = row * columns + 1 + i * (1 + overlays)
+            expected = heatmap(one[row : row + 1], signed=signed, quantile=0.99)[0]
+            np.testing.assert_allclose(shown[place], expected.permute(1, 2, 0), atol=1e-6)
+            if overlays:
+                over = overlay(images, one, signed=signed, quantile=0.99)[row]
+                np.testing.assert_allclose(shown[place + 1], over.permute(1, 2, 0), atol=1e-6)
+    words = [text.get_text() for text in figure.texts]
+    for text in (*titles, *values, "explained: dog"):
+        assert text in words
+    assert ("Red" in " ".join(words)) == signed
+
+
+def test_maps_figure_refuses_what_does_not_fit():
+    images, fitting = maps(2, 3, 6, 6).sigmoid(), {"map": maps(2, 6, 6)}
+    for arguments, message in (
+        ((images[:, :2], fitting), r"images must have shape \[N, 3, H, W\], N at least 1, got \[2, 2, 6, 6\]"),
+        ((images[:0], {"map": maps(0, 6, 6)}), "N at least 1"),
+        ((images, {}), "maps must hold at least one method"),
+        ((images, {"map": maps(2, 6, 5)}), r"maps\['map'\] must have shape \[2, 6, 6\], got \[2, 6, 5\]"),
+        ((images, fitting, ["one"]), "titles must be 2 or none, got 1"),
+        ((images, fitting, (), ["one"]), "notes must be 2 or none, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            maps_figure(*arguments)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"maps\['map'\] must have a floating point dtype"):
+        maps_figure(images, {"map": torch.zeros(2, 6, 6, dtype=torch.int64)})
 
 
 def story():

@@ -1,0 +1,66 @@
+"""The maps that ``--method`` names, and how each is built from the options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastxai.cli._common import UsageError
+from fastxai.engine import Net
+from fastxai.explainers import Explainer, Gradient, InputXGradient, Saliency, SmoothGrad
+
+__all__ = ["ALL", "METHODS", "Method", "add_method", "chosen", "explainer"]
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A map of the command line.
+
+    Attributes:
+        title: its name in pictures.
+        build: makes the explainer of a net from the command's options.
+        needs: the option without which it cannot be built, as in ``options.needs``; "" if there is none.
+    """
+
+    title: str
+    build: Callable[[Net, argparse.Namespace], Explainer]
+    needs: str = ""
+
+
+METHODS = {
+    "gradient": Method("Gradient", lambda net, _: Gradient(net)),
+    "saliency": Method("Saliency", lambda net, _: Saliency(net)),
+    "input_x_gradient": Method("Input \N{MULTIPLICATION SIGN} Gradient", lambda net, _: InputXGradient(net)),
+    "smooth_grad": Method("SmoothGrad", lambda net, options: SmoothGrad(Gradient(net), seed=options.seed)),
+}
+
+
+def add_method(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add ``--method`` and the options of single methods."""
+    if several:
+        parser.add_argument(
+            "--method",
+            choices=[*METHODS, ALL],
+            action="append",
+            help="the map, repeat for several; all: every one that needs no further file (default: gradient)",
+        )
+    else:
+        parser.add_argument("--method", choices=METHODS, default="gradient", help="the map (default: gradient)")
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+    """Return the names that the repeated ``--method`` stands for, each once, in the order of their first mention."""
+    complete = [name for name, method in METHODS.items() if not method.needs or getattr(options, method.needs)]
+    named = options.method or ["gradient"]
+    return list(dict.fromkeys(one for name in named for one in (complete if name == ALL else [name])))
+
+
+def explainer(name: str, net: Net, options: argparse.Namespace) -> Explainer:
+    """Return the explainer of this name; UsageError names the option that it lacks."""
+    method = METHODS[name]
+    if method.needs and not getattr(options, method.needs):
+        raise UsageError(f"--method {name} needs --{method.needs}")
+    return method.build(net, options)
