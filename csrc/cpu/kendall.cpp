@@ -4,6 +4,7 @@
 #include "kendall.h"
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -89,6 +90,13 @@ FASTXAI_INLINE void sort(Scratch<T>& s, int64_t size) {
   }
 }
 
+// True if a key is that of a NaN: sorted, those lie beyond the infinities.
+template <class T>
+FASTXAI_INLINE bool has_nan(const Scratch<T>& s, int64_t size) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  return s.items[0].key < ordered(-infinity) || s.items[size - 1].key > ordered(infinity);
+}
+
 // Pairs i < j of the carried ranks, all below size, with rank i > rank j.
 template <class T>
 FASTXAI_INLINE int64_t inversions(Scratch<T>& s, int64_t size) {
@@ -112,6 +120,7 @@ template <class T>
 FASTXAI_INLINE void count(const T* a, const T* b, int64_t size, Scratch<T>& s, int64_t* counts) {
   for (int64_t i = 0; i < size; ++i) s.items[i] = {ordered(b[i]), uint32_t(i)};
   sort(s, size);
+  const bool nan_b = has_nan(s, size);
   int64_t untied_b = 0, untied_a = 0, untied_joint = 0;
   Bits<T> run = s.items[0].key;
   for (int64_t i = 0, rank = 0; i < size; ++i) {
@@ -122,6 +131,7 @@ FASTXAI_INLINE void count(const T* a, const T* b, int64_t size, Scratch<T>& s, i
     item = {ordered(a[item.load]), uint32_t(rank)};
   }
   sort(s, size);
+  const bool nan_a = has_nan(s, size);
   Item<T> last = s.items[0];
   for (int64_t i = 0, rank = 0, joint = 0; i < size; ++i) {
     const Item<T> item = s.items[i];
@@ -132,8 +142,8 @@ FASTXAI_INLINE void count(const T* a, const T* b, int64_t size, Scratch<T>& s, i
     untied_joint += joint;
   }
   counts[0] = untied_a + untied_b - untied_joint - 2 * inversions(s, size);
-  counts[1] = untied_a;
-  counts[2] = untied_b;
+  counts[1] = nan_a ? -1 : untied_a;
+  counts[2] = nan_b ? -1 : untied_b;
 }
 
 template <class T>

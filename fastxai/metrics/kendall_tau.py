@@ -45,8 +45,6 @@ def kendall_tau(a: Tensor, b: Tensor) -> Tensor:
     dtype = a.dtype
     a, b = (x.detach().flatten(1) for x in (a, b))
     require(a.shape[1] < 2**31, "a", "have fewer than 2^31 elements a sample", a.shape[1])
-    for x, name in ((a, "a"), (b, "b")):
-        require(not bool(x.isnan().any()), name, "have no NaN", "NaN")
     difference, untied_a, untied_b = (_counts if a.is_cpu and _backend.pick(a) == "cpu" else _counts_reference)(a, b)
     # The product of two quotients of at most 1 in magnitude, so no rounding leads out of [-1, 1].
     tau = (difference / untied_a.clamp(min=1) * (difference / untied_b.clamp(min=1))).sqrt() * difference.sign()
@@ -62,6 +60,7 @@ def _counts(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     counts = torch.empty(a.shape[0], 3, dtype=torch.int64)
     pointers = (x.data_ptr() for x in (a, b, counts))
     module.cpu_kendall(_DTYPES[a.dtype], *a.shape, *pointers, torch.get_num_threads())
+    _refuse_nan(*(counts[:, 1:] < 0).unbind(1))
     return counts.double().unbind(1)
 
 
@@ -71,11 +70,17 @@ def _counts_reference(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     The rank of a value is the number of strictly smaller ones, so the sum of all ranks is the number of untied pairs.
     With U_ab the pairs not tied in both, P - Q = U_a + U_b - U_ab - 2 Q.
     """
+    _refuse_nan(a.isnan(), b.isnan())
     rank_a, rank_b = _ranks(a), _ranks(b)
     joint = (rank_a * a.shape[1] + rank_b).sort(1).values
     untied_a, untied_b, untied = (ranks.sum(1) for ranks in (rank_a, rank_b, _ranks(joint)))
     difference = untied_a + untied_b - untied - 2 * _inversions(joint % a.shape[1])
     return difference.double(), untied_a.double(), untied_b.double()
+
+
+def _refuse_nan(in_a: Tensor, in_b: Tensor) -> None:
+    for found, name in ((in_a, "a"), (in_b, "b")):
+        require(not bool(found.any()), name, "have no NaN", "NaN")
 
 
 def _ranks(x: Tensor) -> Tensor:

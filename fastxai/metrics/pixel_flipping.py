@@ -127,7 +127,7 @@ def _every_score(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     every = tensor(score(images), "score(x)")
     fits = every.dim() == 2 and every.shape[0] == len(images)
     require(fits, "score(x)", f"have shape [{len(images)}, K]", list(every.shape))
-    return every
+    return every.to(images.dtype)
 
 
 def _targets(score: Callable[[Tensor], Tensor], x: Tensor, target: int | Tensor | None) -> Tensor:

@@ -156,11 +156,20 @@ def test_wrong_arguments(backend):
         tau(a, b.long(), backend)
     with pytest.raises(ValueError, match=r"b must have shape \[2, 8, 8\], got \[2, 8, 7\]"):
         tau(a, b[..., :7], backend)
-    b[1, 2, 3] = torch.nan
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("nan", [torch.nan, -torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_is_refused(dtype, nan, backend):
+    a, b = pair_of(3, 8, 8, dtype=dtype)
+    a[0, 0, 0], a[0, 0, 1] = torch.inf, -torch.inf
+    b[1, 2, 3] = nan
     with pytest.raises(ValueError, match="b must have no NaN"):
         tau(a, b, backend)
     with pytest.raises(ValueError, match="a must have no NaN"):
         tau(b, a, backend)
+    assert tau(a[::2], b[::2], backend).isfinite().all()
 
 
 def test_too_many_elements_are_refused():

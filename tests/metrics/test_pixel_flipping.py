@@ -178,6 +178,14 @@ def test_a_compiled_net_is_a_score_and_no_gradient_is_kept():
     assert not by_model.relevant.logits.requires_grad
 
 
+def test_scores_in_another_dtype_come_in_that_of_the_images():
+    x, h = images_of()
+    score = Linear(x)
+    result = flip(lambda images: score(images).float(), x, h, 1)
+    assert result.relevant.logits.dtype == result.relevant.scores.dtype == torch.float64
+    torch.testing.assert_close(result.relevant.logits, flip(score, x, h, 1).relevant.logits, rtol=1e-6, atol=1e-6)
+
+
 def test_layout_and_empty_batch():
     x, h = images_of()
     score = Linear(x)
