@@ -282,8 +282,11 @@ def images(files: Sequence[Path], name: str, network: Network, where: str) -> Te
 
 @torch.no_grad()
 def maps(explainer: Explainer, x: Tensor, target: int | None = None, *, signed: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the raw map [N, 3, H, W] and the one that is shown and compared [N, H, W]."""
-    raw = explainer.attribute(x, target)
+    """Return the raw map [N, 3, H, W] and the one that is shown and compared [N, H, W]; UsageError if none is had."""
+    try:
+        raw = explainer.attribute(x, target)
+    except RuntimeError as error:
+        raise UsageError(f"--method: {_first_line(error)}") from error
     # The values of a signed map may add up to anything near zero: it is not divided by its sum.
     return raw, reduce_map(raw, "sum", None) if signed else reduce_map(raw)
 

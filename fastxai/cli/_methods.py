@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastxai.cli._common import UsageError
 from fastxai.engine import Net
-from fastxai.explainers import Explainer, Gradient, InputXGradient, Saliency, SmoothGrad
+from fastxai.explainers import LRP, Explainer, Gradient, GuidedBackprop, InputXGradient, Saliency, SmoothGrad
 
 __all__ = ["ALL", "METHODS", "Method", "add_method", "chosen", "explainer"]
 
@@ -35,6 +35,8 @@ METHODS = {
     "saliency": Method("Saliency", lambda net, _: Saliency(net)),
     "input_x_gradient": Method("Input \N{MULTIPLICATION SIGN} Gradient", lambda net, _: InputXGradient(net)),
     "smooth_grad": Method("SmoothGrad", lambda net, options: SmoothGrad(Gradient(net), seed=options.seed)),
+    "guided_backprop": Method("Guided Backprop", lambda net, _: GuidedBackprop(net)),
+    "lrp": Method("LRP", lambda net, _: LRP(net, "zplus_zb", low=0.0, high=1.0)),
 }
 
 
@@ -45,17 +47,17 @@ def add_method(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
             "--method",
             choices=[*METHODS, ALL],
             action="append",
-            help="the map, repeat for several; all: every one that needs no further file (default: gradient)",
+            help="the map, repeat for several; all: those that fit the model and need no file (default: gradient)",
         )
     else:
         parser.add_argument("--method", choices=METHODS, default="gradient", help="the map (default: gradient)")
 
 
-def chosen(options: argparse.Namespace) -> list[str]:
-    """Return the names that the repeated ``--method`` stands for, each once, in the order of their first mention."""
+def chosen(options: argparse.Namespace) -> dict[str, bool]:
+    """Return what the repeated ``--method`` stands for, in the order of first mention: whether it was asked by name."""
     complete = [name for name, method in METHODS.items() if not method.needs or getattr(options, method.needs)]
     named = options.method or ["gradient"]
-    return list(dict.fromkeys(one for name in named for one in (complete if name == ALL else [name])))
+    return {one: one in named for name in named for one in (complete if name == ALL else [name])}
 
 
 def explainer(name: str, net: Net, options: argparse.Namespace) -> Explainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fastxai import viz
 from fastxai.cli import _common, _methods
+from fastxai.engine import Net
 
 __all__ = ["add_arguments", "run"]
 
@@ -38,8 +40,7 @@ def run(options: argparse.Namespace) -> None:
     predicted = network.predict(x)
     net = network.smooth(options.beta)
     network.check_class(options.target)
-    explainers = {name: _methods.explainer(name, net, options) for name in _methods.chosen(options)}
-    maps = {name: _common.maps(one, x, options.target, signed=options.signed) for name, one in explainers.items()}
+    maps = _maps(options, net, x)
 
     rows = [{"file": str(file), **row} for file, row in zip(options.images, predicted, strict=True)]
     says = [f"{row['class']}, {row['probability']:.1%}" for row in rows]
@@ -61,6 +62,23 @@ def run(options: argparse.Namespace) -> None:
     }
     text = "\n".join([*(f"{r['file']}: {r['class']} ({r['probability']:.1%})" for r in rows), _common.written(out)])
     _common.show(options, result, text)
+
+
+def _maps(options: argparse.Namespace, net: Net, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the raw map and the shown one by each method; one that does not fit the model only if it was named."""
+    chosen = _methods.chosen(options)
+    explainers = {name: _methods.explainer(name, net, options) for name in chosen}
+    maps = {}
+    for name, by_name in chosen.items():
+        try:
+            maps[name] = _common.maps(explainers[name], x, options.target, signed=options.signed)
+        except _common.UsageError as error:
+            if by_name:
+                raise
+            print(f"fastxai: {name} is left out: {error}", file=sys.stderr)
+    if not maps:
+        raise _common.UsageError("--method all: none fits the model")
+    return maps
 
 
 def _draw(options: argparse.Namespace, x: Tensor, heat: dict[str, Tensor], says: list[str]) -> Figure:

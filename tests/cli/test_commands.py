@@ -74,6 +74,8 @@ EXPLAINERS: dict[str, Callable[[fastxai.Net], Explainer]] = {
     "saliency": fastxai.Saliency,
     "input_x_gradient": fastxai.InputXGradient,
     "smooth_grad": lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), seed=5),
+    "guided_backprop": fastxai.GuidedBackprop,
+    "lrp": lambda net: fastxai.LRP(net, "zplus_zb", low=0.0, high=1.0),
 }
 
 

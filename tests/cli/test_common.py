@@ -174,6 +174,23 @@ def test_fallback_is_said_once_on_stderr(here: Path, capsys: pytest.CaptureFixtu
     assert json.loads(captured.out)["command"] == "explain"
 
 
+def test_methods_that_do_not_fit_the_model_are_left_out_unless_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "explain a.png --model tinynets:odd --size 8"
+    assert call(f"{words} --method all --json --out m.safetensors") == 0
+    captured = capsys.readouterr()
+    fitting = json.loads(captured.out)["methods"]
+    assert "gradient" in fitting and "lrp" not in fitting
+    assert {f"attributions.{name}" for name in fitting} < load_file(here / "m.safetensors").keys()
+    assert "fastxai: lrp is left out: --method: Pick cannot be explained by rules" in captured.err
+    for named in ("--method lrp", "--method all --method lrp"):
+        assert call(f"{words} {named}") == 2
+        assert "error: --method: Pick cannot be explained by rules" in capsys.readouterr().err
+    assert call("attack a.png --target b.png --model tinynets:odd --size 8 --method lrp") == 2
+    assert "error: --method: Pick cannot be explained by rules" in capsys.readouterr().err
+
+
 def test_unwritable_folder_is_refused_before_any_work(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
