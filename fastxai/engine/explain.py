@@ -18,11 +18,15 @@ from torch import Tensor
 
 from fastxai import _check
 from fastxai.engine.graph import Graph, ordered
-from fastxai.engine.jets import Node, Sweep, add
+from fastxai.engine.jets import Layer, Node, Sweep, add
+from fastxai.engine.nodes.activation import Activate
+from fastxai.engine.nodes.max_pool import MaxPool
+from fastxai.engine.nodes.reshape import Reshape
 from fastxai.engine.rules import Composite, Site
 from fastxai.engine.runtime import Activations, Extend, Runtime, dense, numeric
+from fastxai.engine.weights import evaluate
 
-__all__ = ["SEEDS", "RuleRuntime"]
+__all__ = ["SEEDS", "LayerSample", "RuleRuntime"]
 
 SEEDS = ("one", "score")
 
@@ -37,6 +41,25 @@ class _Part:
     saved: list[Any]
     seed: str
     onehot: Tensor
+
+
+@dataclass(frozen=True)
+class LayerSample:
+    """What one layer reads and writes.
+
+    Attributes:
+        site: the layer in its sweep.
+        weight: its effective weight.
+        inputs: x [N, ...].
+        outputs: W x + b [N, ...].
+        gated: True if only activations read it.
+    """
+
+    site: Site
+    weight: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    gated: bool
 
 
 class RuleRuntime(Runtime):
@@ -79,6 +102,28 @@ class RuleRuntime(Runtime):
             if wanted is not None:
                 parts.append((rows, part))
         return out, scores, parts
+
+    @numeric
+    def layers(self, x: Tensor, acts: Activations) -> list[LayerSample]:
+        """Return what every layer reads and writes for x [N, ...], all at once: N should be small."""
+        s = self._sweep(x.shape[0], 0, self.weights.prepared(x), acts)
+        values = self._values(s, dense(x))
+        nodes = [node for node in self.graph.nodes if isinstance(node, Layer)]
+        effective = evaluate([node.params[0] for node in nodes], x)
+        return [
+            LayerSample(
+                Site(node, s), w, values[self.graph.inputs[node.index][0]], values[node.index], self.gated(node)
+            )
+            for node, w in zip(nodes, effective, strict=True)
+        ]
+
+    def gated(self, node: Node) -> bool:
+        """Return True if everything that reads a node is an activation, pools and reshapes in between allowed."""
+        readers = [reader for reader in self.graph.nodes if node.index in self.graph.inputs[reader.index]]
+        return bool(readers) and all(
+            isinstance(reader, Activate) or (isinstance(reader, (MaxPool, Reshape)) and self.gated(reader))
+            for reader in readers
+        )
 
     def _values(self, s: Sweep, x: Tensor) -> list[Tensor]:
         values = [x]

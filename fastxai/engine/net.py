@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fastxai import _check
 from fastxai.engine.core import Core, Report, Statistics
-from fastxai.engine.explain import SEEDS
+from fastxai.engine.explain import SEEDS, LayerSample
 from fastxai.engine.fallback import Fallback
+from fastxai.engine.heads import Output, head
 from fastxai.engine.rules import Composite
 from fastxai.engine.runtime import Runtime
 from fastxai.kernels.activation import RELU_LIKE, Activation
@@ -20,6 +21,7 @@ from fastxai.kernels.activation import RELU_LIKE, Activation
 __all__ = ["Net", "Report", "compile"]
 
 Target = int | Tensor | None
+_PLAIN = Composite()
 
 
 class Net:
@@ -62,6 +64,11 @@ class Net:
     def normalises(self) -> bool:
         """True if the net takes the image and normalises it itself (``mean`` or ``std`` was given)."""
         return self._core.mean is not None or self._core.std is not None
+
+    @property
+    def mean(self) -> Tensor | None:
+        """The mean per channel that the net subtracts, or None."""
+        return self._core.mean
 
     def with_activation(self, activation: str | None, beta: float | None = None) -> Net:
         """Return a view of the same network whose ReLU-like activations are softplus_beta (None: the model's own).
@@ -216,6 +223,41 @@ class Net:
         run, acts = self._backend(x)
         return run.explain(x, self._chosen(run, x.detach(), target), acts, parameters=parameters)
 
+    def differentiable_integral(
+        self,
+        x: Tensor,
+        baseline: Tensor,
+        points: tuple[Tensor, Tensor],
+        target: Target = None,
+        *,
+        output: Output = "logit",
+        parameters: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ((x - xbar) sum_k w_k nabla f(xbar + t_k (x - xbar)), g(x)) with a graph like the above.
+
+        Gradients reach the baseline too.
+
+        Args:
+            x: inputs [N, ...].
+            baseline: xbar, of x's shape.
+            points: positions t and weights w, [K] each, such as ``fastxai.explainers.quadrature`` gives.
+            target: as for ``gradient``; None is the class at x, for every point of the path.
+            output: the function f of the scores: "logit" (g_k), "probability" (softmax) or a function
+                (scores [rows, K], classes [rows]) -> [rows] that treats every row by itself.
+            parameters: False spares the gradients of the parameters.
+
+        >>> x, linear = torch.ones(1, 4), torch.nn.Linear(4, 3)
+        >>> h, _ = fastxai.compile(linear).differentiable_integral(x, 0 * x, (torch.ones(1), torch.ones(1)), 2)
+        >>> torch.equal(h[0], linear.weight[2])
+        True
+        """
+        x = self._check_input(x)
+        baseline = _check.same_place(_check.shape(_check.tensor(baseline, "baseline"), "baseline", x.shape), "baseline", x, "x")
+        run, acts = self._backend(x)
+        chosen = self._chosen(run, x.detach(), target)
+        path = self._core.path(run) if isinstance(run, Runtime) else run
+        return path.integrate(x, baseline, points, head(output), chosen, acts, parameters=parameters)
+
     def relevance(
         self, x: Tensor, composite: Composite, target: Target = None, *, seed: str = "one", parameters: bool = True
     ) -> tuple[Tensor, Tensor]:
@@ -245,6 +287,19 @@ class Net:
         chosen = self._chosen(run, x.detach(), target)
         acts = tuple(self._view(act) for act in run.graph.activations)
         return run.attribute(x, chosen, acts, seed, parameters=parameters)
+
+    def layers(self, x: Tensor) -> Iterator[LayerSample]:
+        """Yield what every convolution and dense layer reads and writes, chunk of the batch by chunk, layer by layer.
+
+        >>> net = fastxai.compile(torch.nn.Linear(4, 3))
+        >>> [sample.outputs.shape for sample in net.layers(torch.zeros(2, 4))]
+        [torch.Size([2, 3])]
+        """
+        x = self._check_input(x).detach()
+        run = self._core.rule_runtime(tuple(x.shape[1:]), x.dtype, _PLAIN)
+        acts = tuple(self._view(act) for act in run.graph.activations)
+        for rows in run.chunks(x, 2):
+            yield from run.layers(x[rows], acts)
 
     def _chosen(self, run: Runtime | Fallback, x: Tensor, target: Target) -> Tensor | None:
         """Return the target as ``_check_target`` does, its range checked too."""

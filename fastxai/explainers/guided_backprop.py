@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastxai import _check
 from fastxai.engine import Net
 from fastxai.engine.rules import Composite
 from fastxai.engine.rules import GuidedBackprop as Rule
@@ -23,18 +24,26 @@ class GuidedBackprop(Explainer):
     torch.Size([2, 4])
     """
 
-    def __init__(self, net: Net | nn.Module, mode: str = "rectified") -> None:
+    def __init__(self, net: Net | nn.Module, mode: str = "rectified", *, seed: str = "one") -> None:
         """Explain ``net``; a module is compiled first.
+
+        Args:
+            net: the network.
+            mode: "rectified" or "reference".
+            seed: "one" starts with relevance 1, "score" with g_k(x), as [M]'s code: where g_k < 0 the rectified map is
+                another one then.
 
         Raises:
             TypeError: net is neither a compiled net nor a module.
-            ValueError: the mode is neither "rectified" nor "reference".
+            ValueError: mode or seed is unknown.
         """
         super().__init__(net)
+        self.seed = _check.one_of(seed, "seed", ("one", "score"))
         self.composite = Composite(activation=Rule(mode))
 
     def map_and_scores(
         self, x: Tensor, target: Target = None, *, net: Net | None = None, parameters: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Return (the map, g(x)); arguments as in the base class."""
-        return (self.net if net is None else net).relevance(x, self.composite, target, parameters=parameters)
+        view = self.net if net is None else net
+        return view.relevance(x, self.composite, target, seed=self.seed, parameters=parameters)

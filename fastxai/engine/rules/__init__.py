@@ -12,6 +12,8 @@ from fastxai.engine.rules.gamma import Gamma as Gamma
 from fastxai.engine.rules.guided_backprop import GuidedBackprop as GuidedBackprop
 from fastxai.engine.rules.pass_through import PassThrough as PassThrough
 from fastxai.engine.rules.pattern_attribution import PatternAttribution as PatternAttribution
+from fastxai.engine.rules.pattern_attribution import Patterned as Patterned
+from fastxai.engine.rules.pattern_attribution import weight_name as weight_name
 from fastxai.engine.rules.proportional import OWN as OWN
 from fastxai.engine.rules.proportional import Group as Group
 from fastxai.engine.rules.proportional import Proportional as Proportional

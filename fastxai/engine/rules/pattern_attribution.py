@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastxai.engine.jets import Node
+from fastxai import _check
+from fastxai.engine.jets import Layer, Node
 from fastxai.engine.rules._rule import Rule, Site, Sources
-from fastxai.engine.weights import Apply, Constant, Expr
+from fastxai.engine.rules.composite import Composite
+from fastxai.engine.trace import Unsupported
+from fastxai.engine.weights import Apply, Constant, Expr, Source, shape_of, sources
 
-__all__ = ["PatternAttribution"]
+__all__ = ["PatternAttribution", "Patterned", "weight_name"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,3 +42,45 @@ class PatternAttribution(Rule):
         weight, last = site.weights[-1], len(site.weights) - 1
         grads = {last: site.node.weight_grad(weight, saved, ts[0])} if last in site.wanted else {}
         return Sources(site.node.apply(weight, ts[0]), grads=grads)
+
+
+@dataclass(frozen=True, eq=False)
+class Patterned(Composite):
+    """PatternAttribution at every layer, the ordinary derivative elsewhere.
+
+    Attributes:
+        model: the model whose parameters give the layers their names.
+        patterns: parameter name of a layer's weight -> pattern.
+    """
+
+    model: nn.Module = field(default_factory=nn.Module)
+    patterns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def rule(self, node: Node, *, first: bool) -> Rule:
+        """Return the layer's rule.
+
+        Raises:
+            ValueError: the layer has no pattern, or one of another shape than its weight.
+        """
+        if not isinstance(node, Layer):
+            return super().rule(node, first=first)
+        name, shape = weight_name(node, self.model), list(shape_of(node.params[0]))
+        pattern = self.patterns.get(name)
+        contract = f"hold a pattern of shape {shape} for {name!r}"
+        _check.require(pattern is not None, "patterns", contract, sorted(self.patterns))
+        assert pattern is not None
+        _check.require(list(pattern.shape) == shape, "patterns", contract, list(pattern.shape))
+        return PatternAttribution(pattern)
+
+
+def weight_name(node: Node, model: nn.Module) -> str:
+    """Return the parameter name of a layer's weight; of the first parameter that the weight is computed from."""
+    names = {
+        (id(module._parameters), name): f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        for name in module._parameters
+    }
+    for leaf in sources(node.params[:1]):
+        if isinstance(leaf, Source) and (id(leaf.table), leaf.name) in names:
+            return names[id(leaf.table), leaf.name]
+    raise Unsupported(f"the weight at {node.path!r} is no parameter of the model")
