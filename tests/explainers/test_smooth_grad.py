@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.autograd import grad, gradcheck
 
 import fastxai
-from fastxai.explainers import BetaSmoothing, Gradient, InputXGradient, Saliency, SmoothGrad, smooth_grad
+from fastxai.explainers import (
+    LRP,
+    BetaSmoothing,
+    Gradient,
+    GuidedBackprop,
+    InputXGradient,
+    Saliency,
+    SmoothGrad,
+    smooth_grad,
+)
 
 INNER = {"gradient": Gradient, "saliency": Saliency, "input_x_gradient": InputXGradient}
 TARGETS = torch.tensor([1, 0, 3])
@@ -62,6 +71,25 @@ def test_is_the_mean_over_noisy_copies_with_its_gradients(name, inner):
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert ours[0].abs().max() > 1e-6
+
+
+@every_net
+@pytest.mark.parametrize("inner", [GuidedBackprop, lambda net: LRP(net, "zplus_zb", low=-3.0, high=3.0)])
+def test_takes_rule_based_maps(name, inner):
+    explainer = inner(nets.make(name, nets.softplus()))
+    x, plain_x = (nets.images().requires_grad_() for _ in range(2))
+    h = SmoothGrad(explainer, 3, seed=2, stdev=0.2).attribute(x, TARGETS)
+    eps = noise(3, 2, 6, 6, seed=2)
+    plain = torch.stack([explainer.attribute(plain_x + 0.2 * one, TARGETS) for one in eps]).mean(0)
+    torch.testing.assert_close(h, plain, rtol=1e-10, atol=1e-12)
+    parameters = list(explainer.net.model.parameters())
+    ours, theirs = (
+        grad(m.square().sum(), [leaf, *parameters], allow_unused=True, materialize_grads=True)
+        for m, leaf in ((h, x), (plain, plain_x))
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    assert ours[0].abs().max() > 1e-9
 
 
 @every_inner
