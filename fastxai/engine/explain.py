@@ -109,12 +109,11 @@ class RuleRuntime(Runtime):
         s = self._sweep(x.shape[0], 0, self.weights.prepared(x), acts)
         values = self._values(s, dense(x))
         nodes = [node for node in self.graph.nodes if isinstance(node, Layer)]
-        effective = evaluate([node.params[0] for node in nodes], x)
+        inputs = [values[self.graph.inputs[node.index][0]] for node in nodes]
+        weights = evaluate([node.params[0] for node in nodes], x)
         return [
-            LayerSample(
-                Site(node, s), w, values[self.graph.inputs[node.index][0]], values[node.index], self.gated(node)
-            )
-            for node, w in zip(nodes, effective, strict=True)
+            LayerSample(Site(node, s), weight.detach(), read, values[node.index], self.gated(node))
+            for node, weight, read in zip(nodes, weights, inputs, strict=True)
         ]
 
     def gated(self, node: Node) -> bool:
