@@ -285,7 +285,7 @@ def maps(explainer: Explainer, x: Tensor, target: int | None = None, *, signed: 
     """Return the raw map [N, 3, H, W] and the one that is shown and compared [N, H, W]; UsageError if none is had."""
     try:
         raw = explainer.attribute(x, target)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise UsageError(f"--method: {_first_line(error)}") from error
     # The values of a signed map may add up to anything near zero: it is not divided by its sum.
     return raw, reduce_map(raw, "sum", None) if signed else reduce_map(raw)

@@ -5,10 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastxai.cli._common import UsageError
 from fastxai.engine import Net
-from fastxai.explainers import LRP, Explainer, Gradient, GuidedBackprop, InputXGradient, Saliency, SmoothGrad
+from fastxai.explainers import (
+    LRP,
+    Explainer,
+    Gradient,
+    GuidedBackprop,
+    InputXGradient,
+    PatternAttribution,
+    Patterns,
+    Saliency,
+    SmoothGrad,
+)
 
 __all__ = ["ALL", "METHODS", "Method", "add_method", "chosen", "explainer"]
 
@@ -22,12 +33,19 @@ class Method:
     Attributes:
         title: its name in pictures.
         build: makes the explainer of a net from the command's options.
-        needs: the option without which it cannot be built, as in ``options.needs``; "" if there is none.
+        needs: the option that names the file without which it cannot be built; "" if it needs none.
     """
 
     title: str
     build: Callable[[Net, argparse.Namespace], Explainer]
     needs: str = ""
+
+
+def _pattern_attribution(net: Net, options: argparse.Namespace) -> Explainer:
+    try:
+        return PatternAttribution(net, Patterns.load(options.patterns))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--patterns: {error}") from error
 
 
 METHODS = {
@@ -37,11 +55,18 @@ METHODS = {
     "smooth_grad": Method("SmoothGrad", lambda net, options: SmoothGrad(Gradient(net), seed=options.seed)),
     "guided_backprop": Method("Guided Backprop", lambda net, _: GuidedBackprop(net)),
     "lrp": Method("LRP", lambda net, _: LRP(net, "zplus_zb", low=0.0, high=1.0)),
+    "pattern_attribution": Method("PatternAttribution", _pattern_attribution, needs="patterns"),
 }
 
 
 def add_method(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """Add ``--method`` and the options of single methods."""
+    parser.add_argument(
+        "--patterns",
+        type=Path,
+        metavar="FILE",
+        help="patterns of the model, as Patterns.save writes them: for pattern_attribution",
+    )
     if several:
         parser.add_argument(
             "--method",
@@ -64,5 +89,5 @@ def explainer(name: str, net: Net, options: argparse.Namespace) -> Explainer:
     """Return the explainer of this name; UsageError names the option that it lacks."""
     method = METHODS[name]
     if method.needs and not getattr(options, method.needs):
-        raise UsageError(f"--method {name} needs --{method.needs}")
+        raise UsageError(f"--method {name} needs --{method.needs} FILE")
     return method.build(net, options)

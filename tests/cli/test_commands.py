@@ -18,7 +18,7 @@ from fastxai.attacks import Manipulation, manipulation
 from fastxai.cli import _plain, demo, main
 from fastxai.cli._methods import METHODS
 from fastxai.data import demo_photos, load_images
-from fastxai.explainers import Explainer
+from fastxai.explainers import Explainer, Patterns
 from fastxai.metrics import mse, pcc, ssim
 from fastxai.models import DEMO_MEAN, DEMO_STD
 
@@ -76,12 +76,19 @@ EXPLAINERS: dict[str, Callable[[fastxai.Net], Explainer]] = {
     "smooth_grad": lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), seed=5),
     "guided_backprop": fastxai.GuidedBackprop,
     "lrp": lambda net: fastxai.LRP(net, "zplus_zb", low=0.0, high=1.0),
+    "pattern_attribution": lambda net: fastxai.PatternAttribution(net, Patterns.load("p.safetensors")),
 }
 
 
+@pytest.fixture
+def patterns(here: Path, net: fastxai.Net) -> str:
+    fastxai.PatternTrainer(net).fit([load_images(["a.png", "b.png"], 32)]).save("p.safetensors")
+    return "--patterns p.safetensors"
+
+
 @pytest.mark.parametrize("method", EXPLAINERS)
-def test_explain_methods(method: str, here: Path, net: fastxai.Net) -> None:
-    assert call(f"explain a.png --method {method} --seed 5 --out m.safetensors") == 0
+def test_explain_methods(method: str, here: Path, net: fastxai.Net, patterns: str) -> None:
+    assert call(f"explain a.png --method {method} --seed 5 {patterns} --out m.safetensors") == 0
     saved = load_file("m.safetensors")
     expected = EXPLAINERS[method](net).attribute(load_images(["a.png"], 32)).detach()
     torch.testing.assert_close(saved[f"attributions.{method}"], expected)
@@ -101,6 +108,30 @@ def test_explain_by_all_methods(here: Path, net: fastxai.Net, capsys: pytest.Cap
     x = load_images(["a.png", "b.png"], 32)
     torch.testing.assert_close(saved["attributions.input_x_gradient"], x * saved["attributions.gradient"])
     is_picture(here / "m.png")
+
+
+def test_all_methods_hold_those_whose_file_is_given(
+    here: Path, patterns: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = printed(f"explain a.png --method all {patterns} --out m.safetensors", capsys)
+    assert report["methods"] == list(METHODS)
+
+
+def test_patterns_of_another_model_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Patterns({"other.weight": torch.ones(3, 4)}).save("p.safetensors")
+    assert call("explain a.png --method pattern_attribution --patterns p.safetensors") == 2
+    line = capsys.readouterr().err
+    assert "patterns must hold a pattern of shape" in line and "other.weight" in line
+    assert not (here / "fastxai-explain.png").exists()
+
+
+def test_attack_on_patterns(here: Path, patterns: str) -> None:
+    words = f"attack a.png --target b.png --method pattern_attribution {patterns} --steps 2 --out m.safetensors"
+    assert call(words) == 0
+    saved = load_file("m.safetensors")
+    net = fastxai.compile(fastxai.models.demo(), DEMO_MEAN, DEMO_STD)
+    expected = EXPLAINERS["pattern_attribution"](net).attribute(load_images(["b.png"], 32)).detach()
+    torch.testing.assert_close(saved["target_maps"], fastxai.reduce_map(expected))
 
 
 def test_explain_signed(here: Path, net: fastxai.Net, capsys: pytest.CaptureFixture[str]) -> None:
