@@ -15,6 +15,7 @@ from fastxai.engine.explain import RuleRuntime
 from fastxai.engine.fallback import Fallback
 from fastxai.engine.graph import Graph, build
 from fastxai.engine.passes import simplify, simplify_for_rules
+from fastxai.engine.path import Path
 from fastxai.engine.rules import Composite
 from fastxai.engine.runtime import Runtime
 from fastxai.engine.trace import Unsupported, trace
@@ -58,6 +59,7 @@ class Core:
         self.reason = "asked for by fallback=True" if fallback else ""
         self.autograd = Fallback(model, self.prepare)
         self.runtimes: dict[Any, tuple[Runtime | None, Report]] = {}
+        self.paths: dict[Runtime, Path] = {}
         self.rule_runtimes: WeakKeyDictionary[Composite, dict[Any, RuleRuntime]] = WeakKeyDictionary()
         self.last: Any = None
         self.announced: set[str] = set()
@@ -78,6 +80,12 @@ class Core:
             self.runtimes[key] = self._compile(shape, dtype, second)
         self.last = key
         return self.runtimes[key]
+
+    def path(self, run: Runtime) -> Path:
+        """Return what integrates over a runtime's graph."""
+        if run not in self.paths:
+            self.paths[run] = Path(run)
+        return self.paths[run]
 
     @torch.inference_mode(False)
     def _compile(self, shape: tuple[int, ...], dtype: torch.dtype, second: str) -> tuple[Runtime | None, Report]:

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fastxai import _check
+from fastxai.engine.heads import Head
 from fastxai.engine.trace import evaluation
 from fastxai.kernels import activation as kernel
 from fastxai.kernels.activation import Activation
@@ -88,6 +89,13 @@ def _ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def _gradient(value: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:
+    """Return the gradient, zero where the value does not depend on x."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(value, x, create_graph=create_graph, materialize_grads=True)[0]
+
+
 class Fallback:
     """The runtime's interface over ``torch.autograd``. ``acts`` is a rule from the model's activation to the view's."""
 
@@ -136,11 +144,34 @@ class Fallback:
             return self.gradient(x, target, acts)
         return self._map(x if x.requires_grad else x.detach().requires_grad_(), target, acts, create_graph=True)
 
+    def integrate(
+        self,
+        x: Tensor,
+        baseline: Tensor,
+        points: tuple[Tensor, Tensor],
+        head: Head,
+        target: Tensor | None,
+        acts: Any,
+        *,
+        parameters: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (the integrated gradient, g(x)) as ``engine.path``, differentiable any number of times."""
+        leaves = (x, baseline, *(self.model.parameters() if parameters else ()))
+        graph = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+        with torch.inference_mode(False), torch.enable_grad():
+            x, baseline = (_ordinary(t) if graph else _ordinary(t).detach() for t in (x, baseline))
+            scores = self._run(x, acts)
+            chosen = scores.detach().argmax(1) if target is None else _ordinary(target)
+            d, total = x - baseline, torch.zeros_like(x)
+            # Point by point: a model that mixes the samples of a batch must not see the points mixed.
+            for t, w in zip(*(value.tolist() for value in points), strict=True):
+                point = baseline + t * d
+                point = point if point.requires_grad else point.requires_grad_()
+                value = head.value(self._run(point, acts), chosen).sum()
+                total = total + w * _gradient(value, point, create_graph=graph)
+        return (d * total, scores) if graph else ((d * total).detach(), scores.detach())
+
     def _map(self, x: Tensor, target: Tensor | None, acts: Any, *, create_graph: bool) -> tuple[Tensor, Tensor]:
         scores = self._run(x, acts)
         chosen = scores.argmax(1) if target is None else _ordinary(target)
-        value = scores.gather(1, chosen[:, None]).sum()
-        if not value.requires_grad:
-            return torch.zeros_like(x), scores
-        (gradient,) = torch.autograd.grad(value, x, create_graph=create_graph, allow_unused=True)
-        return torch.zeros_like(x) if gradient is None else gradient, scores
+        return _gradient(scores.gather(1, chosen[:, None]).sum(), x, create_graph=create_graph), scores

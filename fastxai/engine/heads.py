@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastxai import _check
 
-__all__ = ["Custom", "Head", "Logit", "Probability", "head"]
+__all__ = ["Custom", "Head", "Logit", "Output", "Probability", "head"]
 
 Output = str | Callable[[Tensor, Tensor], Tensor]
 

@@ -252,7 +252,8 @@ class Net:
         True
         """
         x = self._check_input(x)
-        baseline = _check.same_place(_check.shape(_check.tensor(baseline, "baseline"), "baseline", x.shape), "baseline", x, "x")
+        _check.same_place(_check.tensor(baseline, "baseline"), "baseline", x, "x")
+        _check.shape(baseline, "baseline", x.shape)
         run, acts = self._backend(x)
         chosen = self._chosen(run, x.detach(), target)
         path = self._core.path(run) if isinstance(run, Runtime) else run

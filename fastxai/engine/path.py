@@ -10,13 +10,13 @@ sum over k. Seeds carry the weights w_k, so that every sum over k is plain:
              weights of P: M0 (x) xbar + M1 (x) d + (sum_k mu_v,k) (x) v;   constants of P: M0
 
 The scores g(x) are the point t = 1, which weighs nothing in the map; their cotangent goes down from there.
-A group of samples shares one sweep of P; its points are taken piece by piece, as many rows at once as stay in cache.
+A group of samples shares one sweep of P; its points are swept piece by piece, as many rows as stay in cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -29,42 +29,36 @@ from fastxai.engine.runtime import Activations, Extend, Runtime, dense, numeric
 
 __all__ = ["Path"]
 
-# Bytes that the pieces of one map may hold for its backward; those beyond are computed again there.
+# Bytes that one map may hold for its backward; what lies beyond is swept again there.
 _KEPT_BYTES = 1 << 30
-# Bytes of all activations of one piece on a GPU.
+# Bytes of all values in one piece on a GPU.
 _GPU_BYTES = 2 << 30
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What is integrated.
+class _Sums:
+    """Sums over points at the boundary, by source: one or two components [n, ...] side by side."""
 
-    Attributes:
-        t, w: positions and weights [K], of the input's dtype and device.
-        target: explained classes [N], or None for the highest score at x.
-        head: the function of the scores.
-        acts: the activations of the view.
-        wanted: slots of the parameters whose gradient may be asked for; None if nothing will be.
-    """
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.by_source: dict[int, Tensor] = {}
 
-    t: Tensor
-    w: Tensor
-    target: Tensor | None
-    head: Head
-    acts: Activations
-    wanted: frozenset[int] | None = None
-
-    @property
-    def keep(self) -> bool:
-        return self.wanted is not None
+    def add(self, source: int, samples: slice, part: Tensor) -> None:
+        """Add a piece's sums, which belong to some of the n samples."""
+        m = samples.stop - samples.start
+        components = part.shape[0] // m
+        if source not in self.by_source:
+            if m == self.n:
+                self.by_source[source] = part
+                return
+            self.by_source[source] = dense(part.new_zeros(components * self.n, *part.shape[1:]))
+        total = self.by_source[source].unflatten(0, (components, self.n))
+        total[:, samples] += part.unflatten(0, (components, m))
 
 
 @dataclass
 class _Piece:
-    """Some points of some samples of a group, swept up and down."""
+    """Some points of some samples, swept up and down; ``scores`` [KN, classes]."""
 
-    samples: slice
-    steps: slice
     sweep: Sweep
     scores: Tensor
 
@@ -74,33 +68,194 @@ class _Group:
     """Samples that share one sweep of the prefix.
 
     Attributes:
-        rows: where they are in the batch.
+        n: how many.
         prefix: the prefix's sweep, which holds what its weight gradients need.
         starts: (a_0, a_d) [2n, ...] by source of the boundary.
-        end: the sweep at x itself.
+        end: the sweep from the boundary up, at x itself.
+        scores: at x, [n, classes].
         target: explained classes [n].
-        sums: sum_k mu_v,k [n, ...] by source.
-        pieces: the swept pieces that are kept, by position.
+        pieces: those that are kept, by number.
     """
 
-    rows: slice
+    n: int
     prefix: Sweep
     starts: dict[int, Tensor]
     end: Sweep
+    scores: Tensor
     target: Tensor
-    sums: dict[int, Tensor]
     pieces: dict[int, _Piece] = field(default_factory=dict)
 
 
 @dataclass
-class _Parts:
-    """What a backward goes on from: every group, or only where it lies if it was not kept."""
+class _Walk:
+    """One map: what is integrated, and what a backward goes on from.
 
-    task: _Task
+    Attributes:
+        path: whose graph.
+        x, baseline: [N, ...].
+        t, w: positions and weights [K], of x's dtype and device.
+        head: the function of the scores.
+        target: explained classes [N], or None for the highest score at x.
+        acts: the activations of the view.
+        wanted: slots of the parameters whose gradient may be asked for; None if no backward will follow.
+        baseline_wanted: whether the baseline's gradient may be asked for.
+        gradient: G, of x's shape.
+        groups: where each is in the batch; None in place of one that is not kept.
+    """
+
+    path: Path
+    x: Tensor
     baseline: Tensor
-    gradient: Tensor
-    baseline_wanted: bool
-    groups: list[_Group | slice] = field(default_factory=list)
+    t: Tensor
+    w: Tensor
+    head: Head
+    target: Tensor | None
+    acts: Activations
+    wanted: frozenset[int] | None = None
+    baseline_wanted: bool = False
+    gradient: Tensor | None = None
+    groups: list[tuple[slice, _Group | None]] = field(default_factory=list)
+
+    def forward(self, room: int) -> tuple[Tensor, Tensor]:
+        """Return (the map, g(x)); keep groups and pieces for a backward while they fit into ``room`` bytes."""
+        keep = self.wanted is not None
+        out = torch.empty_like(self.x, memory_format=torch.contiguous_format)
+        scores = out.new_empty(out.shape[0], *self.path.run.graph.nodes[-1].shape)
+        self.gradient = torch.empty_like(out) if keep else None
+        for rows in self.path.run.chunks(self.x, 2):
+            group, sums = self._open(rows), _Sums(rows.stop - rows.start)
+            size = _bytes([group.prefix.memory, group.end.memory, group.starts])
+            kept = keep and size <= room
+            room -= size if kept else 0
+            for number, (samples, steps) in enumerate(self._places(group.n)):
+                piece = self._sweep_piece(group, samples, steps, sums)
+                size = _bytes(piece.sweep.memory) if kept else 0
+                if kept and size <= room:
+                    group.pieces[number] = piece
+                    room -= size
+            gradient = self._pull_prefix(group.prefix, sums.by_source)
+            assert gradient is not None
+            scores[rows], out[rows] = group.scores, gradient * (self.x[rows] - self.baseline[rows])
+            if self.gradient is not None:
+                self.gradient[rows] = gradient
+                self.groups.append((rows, group if kept else None))
+        return out, scores
+
+    def backward(self, v: Tensor | None, scores_bar: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the gradients of <v, map> + <scores_bar, g> for x, then for the baseline and every parameter."""
+        assert self.gradient is not None
+        grads: list[Tensor | None] = [None] * len(self.path.weights.params)
+        dx = torch.zeros_like(self.gradient) if v is None else v * self.gradient
+        dbaseline = torch.empty_like(dx) if self.baseline_wanted else None
+        for rows, known in self.groups:
+            group = known or self._open(rows)
+            n, s = group.n, _extension(group.prefix, grads)
+            moments = self._moments(group, s, rows, v, scores_bar)
+            if not (self.wanted or self.baseline_wanted):
+                moments = {source: both[n:] for source, both in moments.items()}
+            mu = self._pull_prefix(s, moments)
+            if mu is not None:
+                dx[rows] += mu[-n:]
+            if dbaseline is not None:
+                dbaseline[rows] = -dx[rows] if mu is None else mu[:n] - dx[rows]
+        return dx, [dbaseline, *grads]
+
+    def _moments(
+        self, group: _Group, s: Sweep, rows: slice, v: Tensor | None, scores_bar: Tensor | None
+    ) -> dict[int, Tensor]:
+        """Return (M0, M1) [2n, ...] by source; ``s`` extends the group's prefix, and gets its tangents here."""
+        moments, sums = _Sums(group.n), _Sums(group.n)
+        d = self.x[rows] - self.baseline[rows]
+        tangents = self._push_prefix(s, torch.zeros_like(d) if v is None else d * v[rows])
+        for number, (samples, steps) in enumerate(self._places(group.n) if v is not None else ()):
+            piece = group.pieces.get(number) or self._sweep_piece(group, samples, steps, sums)
+            more, t = _extension(piece.sweep, s.grads), self.t[steps]
+            z_v = self._climb(more, {source: a_v[samples] for source, a_v in tangents.items()}, t)
+            seed = self.head.d2(piece.scores, self._targets(group, samples, t), z_v)
+            self._descend(more, None if seed is None else self._weighted(seed, steps), samples, t, moments)
+        if self.wanted and sums.by_source and not group.pieces:
+            # A group that was not kept lacks the cotangents that the gradients of its prefix's weights need.
+            self._pull_prefix(group.prefix, sums.by_source)
+        if scores_bar is not None:
+            end = _extension(group.end, s.grads)
+            self._descend(end, dense(scores_bar[rows]), slice(0, group.n), self.t.new_ones(1), moments)
+        return moments.by_source
+
+    def _open(self, rows: slice) -> _Group:
+        """Sweep the prefix up, and on from there to the scores at x."""
+        n = rows.stop - rows.start
+        prefix, end = self._sweep(n, 1), self._sweep(n)
+        starts = self._push_prefix(prefix, torch.cat([self.baseline[rows], self.x[rows] - self.baseline[rows]]))
+        scores = self._climb(end, starts, self.t.new_ones(1))
+        target = scores.argmax(1) if self.target is None else self.target[rows]
+        return _Group(n, prefix, starts, end, scores, target)
+
+    def _places(self, n: int) -> Iterator[tuple[slice, slice]]:
+        """Yield (samples, steps) of a group's pieces: all steps of some samples, or some steps of one."""
+        components = 1 if self.wanted is None else 2
+        if self.x.device.type == "cpu":
+            most = self.path.run.most(self.x, components)
+        else:
+            most = max(1, _GPU_BYTES // (self.path.per_row * components * self.x.element_size()))
+        steps = _equal(self.t.shape[0], most)
+        for samples in _equal(n, max(1, most // self.t.shape[0])):
+            for step in steps:
+                yield samples, step
+
+    def _sweep_piece(self, group: _Group, samples: slice, steps: slice, sums: _Sums) -> _Piece:
+        """Sweep one piece up and down; add what arrives at the boundary to ``sums``."""
+        t, n = self.t[steps], group.n
+        s = self._sweep((samples.stop - samples.start) * t.shape[0])
+        whole = samples == slice(0, n)
+        picked = {i: a if whole else torch.cat([a[:n][samples], a[n:][samples]]) for i, a in group.starts.items()}
+        scores = self._climb(s, picked, t)
+        seed = self.head.d1(scores, self._targets(group, samples, t))
+        self._descend(s, self._weighted(seed, steps), samples, t, sums)
+        return _Piece(s, scores)
+
+    def _targets(self, group: _Group, samples: slice, t: Tensor) -> Tensor:
+        return group.target[samples].repeat(t.shape[0])
+
+    def _weighted(self, seed: Tensor, steps: slice) -> Tensor:
+        w = self.w[steps]
+        return (seed.unflatten(0, (w.shape[0], -1)) * w[:, None, None]).flatten(0, 1)
+
+    def _sweep(self, n: int, directions: int = 0) -> Sweep:
+        prepared, memory = self.path.weights.prepared(self.x), [None] * len(self.path.run.graph.nodes)
+        keep, wanted = self.wanted is not None, self.wanted or frozenset()
+        return Sweep(n, directions, prepared, self.acts, memory, keep=keep, wanted=wanted)
+
+    def _push_prefix(self, s: Sweep, rows: Tensor) -> dict[int, Tensor]:
+        """Push rows of the input to the boundary; return its values by source."""
+        boundary = self.path.boundary
+        values: list[Any] = [None] * len(s.memory)
+        values[0] = dense(rows)
+        boundary.prefix.up(s, values)
+        return {source: values[source] for source in boundary.sources}
+
+    def _pull_prefix(self, s: Sweep, nus: dict[int, Tensor]) -> Tensor | None:
+        """Pull cotangents of the boundary's values to the input."""
+        cotangents: list[Tensor | None] = [nus.get(i) for i in range(len(s.memory))]
+        self.path.boundary.prefix.down(s, cotangents)
+        return cotangents[0]
+
+    def _climb(self, s: Sweep, starts: dict[int, Tensor], t: Tensor) -> Tensor:
+        """Push from the boundary to the scores of all points."""
+        values: list[Any] = [None] * len(s.memory)
+        for gate in self.path.boundary.gates:
+            values[gate.index] = gate.push(s, starts[gate.source], t)
+        self.path.boundary.upper.up(s, values)
+        return values[-1]
+
+    def _descend(self, s: Sweep, nu: Tensor | None, samples: slice, t: Tensor, sums: _Sums) -> None:
+        """Pull cotangents of the scores to the boundary; add up what arrives."""
+        cotangents: list[Tensor | None] = [None] * len(s.memory)
+        cotangents[-1] = nu
+        self.path.boundary.upper.down(s, cotangents)
+        for gate in self.path.boundary.gates:
+            part = gate.pull(s, cotangents[gate.index], t)
+            if part is not None:
+                sums.add(gate.source, samples, part)
 
 
 class Path:
@@ -110,10 +265,18 @@ class Path:
         """Integrate over ``run``'s graph; a map holds at most ``kept_bytes`` for its backward."""
         self.run, self.weights, self.kept_bytes = run, run.weights, kept_bytes
         self.boundary = Boundary(run.graph)
-        self._per_row = sum(torch.Size(node.shape).numel() for node in run.graph.nodes)
+        self.per_row = sum(torch.Size(node.shape).numel() for node in run.graph.nodes)
 
     def integrate(
-        self, x: Tensor, baseline: Tensor, points: tuple[Tensor, Tensor], head: Head, view: Any, *, parameters: bool
+        self,
+        x: Tensor,
+        baseline: Tensor,
+        points: tuple[Tensor, Tensor],
+        head: Head,
+        target: Tensor | None,
+        acts: Activations,
+        *,
+        parameters: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return (the map, g(x)), differentiable in x, the baseline and, where ``parameters``, the parameters.
 
@@ -122,38 +285,73 @@ class Path:
             baseline: of x's shape.
             points: positions and weights, [K] each.
             head: the function of the scores that is integrated.
-            view: (explained classes [N] or None for the highest score at x, the view's activations).
+            target: explained classes [N], or None for the highest score at x.
+            acts: the activations of the view.
             parameters: whether gradients of the parameters may be asked for.
         """
-        target, acts = view
         t, w = (value.to(x.device, x.dtype) for value in points)
-        task = _Task(t, w, target, head, acts)
+        walk = _Walk(self, x.detach(), baseline.detach(), t, w, head, target, acts)
         parameters = parameters and torch.is_grad_enabled() and self.weights.require_grad
         weights = self.weights.differentiable(x) if parameters else []
         if not torch.is_grad_enabled() or not (x.requires_grad or baseline.requires_grad or weights):
-            return self.start(x.detach(), baseline.detach(), task)[:2]
-        return _Integral.apply(self, task, x, baseline, *weights)  # type: ignore[return-value]
+            return self.start(walk.x, walk)
+        return _Integral.apply(walk, x, baseline, *weights)  # type: ignore[return-value]
 
     @numeric
-    def start(self, x: Tensor, baseline: Tensor, task: _Task) -> tuple[Tensor, Tensor, _Parts]:
-        """Return (the map, g(x), what a backward goes on from)."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        scores = x.new_empty(x.shape[0], *self.run.graph.nodes[-1].shape)
-        gradient = torch.empty_like(out) if task.keep else out
-        parts = _Parts(task, baseline, gradient, False)
-        room = self.kept_bytes
-        for rows in self.run.chunks(x, 2):
-            group, scores[rows] = self._open(x, baseline, rows, task)
-            used = _bytes(group.prefix, group.end)
-            for number, place in enumerate(self._places(x, rows, task)):
-                piece = self._sweep_piece(group, place, task)
-                used += _bytes(piece.sweep) if task.keep else 0
-                if task.keep and used <= room:
-                    group.pieces[number] = piece
-            gradient[rows] = self._pull_prefix(group)
-            torch.mul(gradient[rows], x[rows] - baseline[rows], out=out[rows])
-            held = _bytes(group.prefix, group.end)
-            if task.keep:
-                parts.groups.append(group if held <= room else rows)
-                room -= min(room, used)
-        return out, scores, parts
+    def start(self, x: Tensor, walk: _Walk) -> tuple[Tensor, Tensor]:
+        """Return (the map, g(x))."""
+        return walk.forward(self.kept_bytes)
+
+    @numeric
+    def extend(
+        self, x: Tensor, v: Tensor | None, scores_bar: Tensor | None, walk: _Walk
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the gradients for x, then for the baseline and every wanted parameter."""
+        return walk.backward(v, scores_bar)
+
+
+class _Integral(torch.autograd.Function):
+    """The integrated gradient: forward sweeps all points, backward extends them by the tangent d hbar."""
+
+    @staticmethod
+    def forward(ctx: Any, walk: _Walk, *tensors: Tensor) -> Any:
+        weights = tensors[2:]
+        walk.wanted = frozenset(i for i, weight in enumerate(weights) if weight.requires_grad)
+        walk.baseline_wanted = ctx.needs_input_grad[2]
+        ctx.run, ctx.parts = walk.path, walk
+        result = walk.path.start(walk.x, walk)
+        ctx.generation, ctx.marks = walk.path.weights.generation, walk.path.weights.marks()
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        return None, *Extend.apply(ctx, *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
+
+
+def _extension(s: Sweep, grads: list[Tensor | None] | None) -> Sweep:
+    return replace(s, directions=1, extend=True, grads=grads)
+
+
+def _equal(n: int, most: int) -> list[slice]:
+    """Split n into slices of about equal size, at most ``most`` each."""
+    pieces = -(-n // most)
+    return [slice(n * i // pieces, n * (i + 1) // pieces) for i in range(pieces)]
+
+
+def _bytes(memory: Any) -> int:
+    """Return the size of every storage that a nest of lists, dicts and dataclasses refers to."""
+    seen: dict[int, int] = {}
+    stack = [memory]
+    while stack:
+        entry = stack.pop()
+        if isinstance(entry, Tensor):
+            seen[entry.untyped_storage().data_ptr()] = entry.untyped_storage().nbytes()
+        elif isinstance(entry, (list, tuple)):
+            stack += entry
+        elif isinstance(entry, dict):
+            stack += entry.values()
+        elif is_dataclass(entry):
+            stack += vars(entry).values()
+    return sum(seen.values())
