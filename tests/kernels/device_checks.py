@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
-from cases import place
+from cases import PathCase, place
 from torch import Tensor
 
 import fastxai
@@ -26,6 +26,17 @@ SHAPES = (
     ((5, 7), False, True),
 )
 
+PATHS = [
+    PathCase(Activation(name, 3.0), *structure)
+    for name in ("softplus", "gelu", "relu6")
+    for structure in (((2, 3, 5, 7), 5, True, True), ((2, 16, 4, 4), 3), ((5, 7), 2, False, True))
+]
+
+
+def rounding(dtype: torch.dtype, device: str) -> float:
+    """The relative error of storing one number."""
+    return INTERPRETED_BFLOAT16 if dtype == torch.bfloat16 and device == "cpu" else STORAGE[dtype]
+
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, *, last: bool = False, scale: float = 1.0) -> Tensor:
     x = (torch.randn(shape) * scale).clamp(-4.5 * scale, 4.5 * scale)
@@ -34,8 +45,8 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, *, last: bool 
 
 def close(got: Tensor, want: Tensor, magnitude: Tensor, what: str) -> None:
     """Each element within 2e-6 of its terms' magnitude, plus the rounding of its storage."""
-    rounding = INTERPRETED_BFLOAT16 if got.dtype == torch.bfloat16 and not got.is_cuda else STORAGE[got.dtype]
-    bound = (RELATIVE + rounding) * magnitude.abs() + (2.0**-24 if got.dtype == torch.float16 else 1e-37)
+    stored = rounding(got.dtype, got.device.type)
+    bound = (RELATIVE + stored) * magnitude.abs() + (2.0**-24 if got.dtype == torch.float16 else 1e-37)
     error = (got.cpu().double() - want).abs()
     worst = int((error - bound).argmax()) if error.numel() else 0
     assert bool((error <= bound).all()), (

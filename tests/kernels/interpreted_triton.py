@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import JET_CASES, POOL_CASES, JetCase, PoolCase, check_jet, check_pool
+from cases import JET_CASES, PATH_CASES, POOL_CASES, JetCase, PathCase, PoolCase, check_jet, check_path, check_pool
 from kernels import device_checks as checks
 
 import fastxai
@@ -20,6 +20,8 @@ SMALL_POOLS = [
     *(case for case in POOL_CASES if math.prod(case.shape) < 5000 and math.prod(case.window.kernel) < 30),
     PoolCase(Window((5, 4), (1, 1), (2, 1), (1, 2)), (1, 3, 6, 7), 2, True),
 ]
+# two blocks at most, and one 4-d shape an activation
+SMALL_PATHS = [case for case in PATH_CASES if math.prod(case.shape) < 1100 and case.shape != (1, 70, 3, 3)]
 
 
 @pytest.mark.parametrize("case", JET_CASES, ids=str)
@@ -32,6 +34,17 @@ def test_jet(case: JetCase) -> None:
 def test_storage_and_in_place(act: Activation, dtype: torch.dtype) -> None:
     for shape in checks.SHAPES:
         checks.check_storage(*BACKEND, act, 1, dtype, shape)
+
+
+@pytest.mark.parametrize("case", SMALL_PATHS, ids=str)
+def test_path(case: PathCase) -> None:
+    check_path(case, "triton", torch.float32, checks.RELATIVE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", checks.PATHS, ids=str)
+def test_path_storage(case: PathCase, dtype: torch.dtype) -> None:
+    check_path(case, "triton", dtype, checks.RELATIVE + checks.rounding(dtype, "cpu"))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 333.3])
@@ -66,5 +79,6 @@ def test_max_pool_storage(dtype: torch.dtype) -> None:
 def test_element_numbers_in_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastxai.kernels.triton.INT32_ELEMENTS", 0)
     check_jet(JetCase(Activation("softplus", 3.0), (2, 3, 5, 7), 1, biased=True), "triton", torch.float32, 2e-6)
+    check_path(PathCase(Activation("softplus", 3.0), (2, 3, 5, 7), 3, biased=True), "triton", torch.float32, 2e-6)
     for case in SMALL_POOLS[2:4]:
         check_pool(case, "triton", torch.float32)

@@ -6,7 +6,19 @@ from types import ModuleType
 
 import pytest
 import torch
-from cases import ACTIVATIONS, JET_CASES, POOL_CASES, JetCase, PoolCase, check_jet, check_pool, label
+from cases import (
+    ACTIVATIONS,
+    JET_CASES,
+    PATH_CASES,
+    POOL_CASES,
+    JetCase,
+    PathCase,
+    PoolCase,
+    check_jet,
+    check_path,
+    check_pool,
+    label,
+)
 from kernels import device_checks as checks
 
 import fastxai
@@ -50,6 +62,17 @@ def test_jet(backend: str, case: JetCase) -> None:
 def test_storage_and_in_place(backend: str, act: Activation, dtype: torch.dtype) -> None:
     for shape in (*checks.SHAPES, ((3, 7, 19, 23), False, True), ((4, 32, 33, 33), True, True)):
         checks.check_storage(backend, "cuda", act, 1, dtype, shape)
+
+
+@pytest.mark.parametrize("case", PATH_CASES, ids=str)
+def test_path(backend: str, case: PathCase) -> None:
+    check_path(case, backend, torch.float32, checks.RELATIVE, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", checks.PATHS, ids=str)
+def test_path_storage(backend: str, case: PathCase, dtype: torch.dtype) -> None:
+    check_path(case, backend, dtype, checks.RELATIVE + checks.rounding(dtype, "cuda"), "cuda")
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 333.3])

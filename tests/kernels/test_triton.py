@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-POINTERS = ("y", "kept", "a", "x", "mu", "mu_v", "mu_0", "a_v", "nu", "nu_v", "nu_0")
+POINTERS = ("y", "y_v", "kept", "a", "x", "mu", "mu_v", "mu_0", "m_0", "m_1", "a_v", "nu", "nu_v", "nu_0", "t")
 HERE = Path(__file__).parent
 CONSTANTS = {"CURVED": False, "WIDE": False, "BLOCK": 1024, "GIVEN": False, "ROWS": 1, "COLS": 1, "UNROLL": 4}
 CONSTANTS |= {"KH": 2, "KW": 2, "SH": 2, "SW": 2, "PH": 0, "PW": 0, "DH": 1, "DW": 1, "LAST": True}
@@ -74,6 +74,22 @@ def test_activation_kernels_assemble_with_16_byte_accesses(name: str, pointer: s
     assert accesses(push, "ld") == [".v4.b32"] * 2 and accesses(push, "st") == [".v4.b32"] * 3
     assert accesses(pull, "ld") == [".v4.b32"] * 4 and accesses(pull, "st") == [".v4.b32"] * 2
     assert not any(".local" in ptx or ".approx" in ptx for ptx in (push, pull))
+
+
+@pytest.mark.parametrize("pointer", ["*fp32", "*bf16"])
+def test_path_kernels_assemble_with_16_byte_accesses(pointer: str) -> None:
+    from fastxai.kernels.triton import interpolate as kernels
+
+    act = NAMES.index("softplus")
+    push = compile_for_hopper(kernels._push_kernel, pointer, ACT=act, bias=None)
+    tangent = compile_for_hopper(kernels._tangent_kernel, pointer, ACT=act)
+    primal = compile_for_hopper(kernels._reduce_kernel, pointer, ACT=act)
+    scalar = ".b32" if pointer == "*fp32" else ".b16"
+    # a_0, a_d, t -> y, kept;   kept, a_v -> y_v;   kept, a_v, nu_v, nu_0, t -> M0, M1
+    for ptx, loads, stores in ((push, 2, 2), (tangent, 2, 1), (primal, 4, 2)):
+        wide = [kind for kind in accesses(ptx, "ld") if kind != scalar]
+        assert wide == [".v4.b32"] * loads and accesses(ptx, "st") == [".v4.b32"] * stores
+        assert ".local" not in ptx and ".approx" not in ptx
 
 
 def test_max_pool_kernels_assemble_with_16_byte_accesses() -> None:
