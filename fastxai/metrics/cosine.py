@@ -27,7 +27,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
         TypeError: not a floating point tensor.
         ValueError: shapes, dtypes or devices differ, or there is no axis beside N.
 
-    [F] eq. 9 (Align).
+    ``torch.nn.functional.cosine_similarity`` over whole samples; the cosine of [F] eq. 9 is pointwise.
 
     >>> from fastxai.metrics import cosine
     >>> cosine(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]]))
