@@ -1,15 +1,15 @@
-"""The elementwise kernels and max-pooling against PyTorch: values compared first, then medians of interleaved runs.
+"""The elementwise kernels, paths and max-pooling against PyTorch: values first, then medians of interleaved runs.
 
 ``python bench/kernels.py [--device cpu|cuda] [--small]``. GB/s counts the bytes that must move, each operand once, the
-same for both sides; the yardstick of a pull is a copy of as many bytes. On a GPU both backends run, because a CUDA
-version is kept only where it is at least 10% faster than Triton's.
+same for both sides; the yardstick of a pull and of a path is a copy of as many bytes. On a GPU both backends run,
+because a CUDA version is kept only where it is at least 10% faster than Triton's.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,12 @@ from torch import Tensor
 
 import fastxai
 from fastxai.kernels import activation as jets
-from fastxai.kernels import max_pool
+from fastxai.kernels import interpolate, max_pool
 from fastxai.kernels.activation import Activation
 from fastxai.kernels.max_pool import Window
 
 BETA = 10.0
+POINTS = 16
 ACT = Activation("softplus", BETA)
 POOL = Window((2, 2), (2, 2))
 # of the largest value: sums of terms of either sign have no relative error of their own
@@ -89,6 +90,57 @@ def pull_case(a: Tensor, a_v: Tensor, directions: int) -> Case:
         lambda: (jets.pull(ACT, kept, many, nu, directions),), lambda: (source.clone(),),
         units * a.numel() * a.element_size(), (mu.flatten(0, 1),), rival_computes=False,
     )  # fmt: skip
+
+
+def path_cases(a: Tensor, a_v: Tensor) -> list[Case]:
+    """POINTS points of a path for an eighth of the rows, there and back; each beside torch and beside a copy."""
+    n = max(a.shape[0] // 8, 1)
+    start, step = a[:n], a_v[:n]
+    ends, t = torch.cat([start, step]), (torch.arange(POINTS, device=a.device).to(a.dtype) + 0.5) / POINTS
+    y, kept = interpolate.push(ACT, ends, t)
+    nu_v, nu_0 = y.flip(0), y.flip(1)
+    stored = slopes(kept)
+
+    def points(start: Tensor, step: Tensor) -> Tensor:
+        return (start + t.to(start.dtype).view(-1, 1, 1, 1, 1) * step).flatten(0, 1)
+
+    def sums(p: Tensor, m: Tensor, step: Tensor, nu_v: Tensor, nu_0: Tensor) -> Result:
+        mu = (p * nu_0).unflatten(0, (POINTS, n)) + (BETA * m * (1 - m) * nu_v).unflatten(0, (POINTS, n)) * step
+        return mu.sum(0), (t.to(mu.dtype).view(-1, 1, 1, 1, 1) * mu).sum(0)
+
+    def theirs_push() -> Result:
+        x = points(start, step)
+        return F.softplus(x, BETA), torch.sigmoid(BETA * x)
+
+    x, m, *wide = (z.double() for z in (points(start.double(), step.double()), kept, step, nu_v, nu_0))
+    unit = step.numel() * step.element_size()
+    cases = [
+        Case(
+            f"softplus, push of {POINTS} points", "interpolate + F.softplus + torch.sigmoid",
+            lambda: interpolate.push(ACT, ends, t), theirs_push,
+            (2 + 2 * POINTS) * unit, (-F.logsigmoid(-BETA * x) / BETA, torch.sigmoid(BETA * x)),
+            lambda y, kept: (y, slopes(kept)),
+        ),
+        Case(
+            f"softplus, sum over {POINTS} points", "multiply + sum",
+            lambda: (interpolate.reduce(ACT, kept, nu_0, POINTS),),
+            lambda: ((stored * nu_0).unflatten(0, (POINTS, n)).sum(0),),
+            (1 + 2 * POINTS) * unit, ((slopes(m) * wide[2]).unflatten(0, (POINTS, n)).sum(0),),
+        ),
+        Case(
+            f"softplus, sums of order 1 over {POINTS} points", "multiply, add + sum, twice",
+            lambda: (interpolate.reduce_primal(ACT, kept, step, nu_v, nu_0, t),),
+            lambda: sums(stored, stored, step, nu_v, nu_0),
+            (3 + 3 * POINTS) * unit, sums(slopes(m), m.abs(), *wide), lambda m: m.chunk(2),
+        ),
+    ]  # fmt: skip
+    source = torch.empty(cases[-1].moved // (2 * a.element_size()), dtype=a.dtype, device=a.device).normal_()
+
+    def copied(case: Case) -> Case:
+        part = source[: case.moved // (2 * a.element_size())]
+        return replace(case, rival="copy", theirs=lambda: (part.clone(),), rival_computes=False)
+
+    return cases + [copied(case) for case in cases]
 
 
 def pool_cases(x: Tensor, x_v: Tensor) -> list[Case]:
@@ -184,9 +236,9 @@ def main() -> None:
         a, a_v = (torch.randn(rows, 32, 32, 32, device=args.device).to(dtype) for _ in range(2))
         for case in [*push_cases(a, a_v), pull_case(a, a_v, 1), pull_case(a, a_v, 4)]:
             report += run(case, backends, args.repeats, args.device)
-        for case in pool_cases(a, a_v):
-            gpu_pool = [name for name in backends if name != "cuda"]  # one kernel serves both: there is no CUDA pool
-            report += run(case, gpu_pool, args.repeats, args.device)
+        for case in [*path_cases(a, a_v), *pool_cases(a, a_v)]:
+            only_triton = [name for name in backends if name != "cuda"]  # there is no CUDA version of these
+            report += run(case, only_triton, args.repeats, args.device)
     print(table(["kernel", "dtype", "by", "ms", "GB/s", "x rival", "error"], report))
 
 
