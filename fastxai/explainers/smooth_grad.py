@@ -28,7 +28,7 @@ class SmoothGrad(Explainer):
     More samples extend the noise of fewer. sigma counts as a constant in derivatives.
 
     Attributes:
-        explainer: gives h'.
+        explainer: gives h', of 1 + n rows for each input: a setting of its own may be one for all, not one for each.
         n_samples: n.
         noise: sigma over the range of each input.
         seed: of the noise.

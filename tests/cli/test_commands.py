@@ -73,6 +73,7 @@ EXPLAINERS: dict[str, Callable[[fastxai.Net], Explainer]] = {
     "gradient": fastxai.Gradient,
     "saliency": fastxai.Saliency,
     "input_x_gradient": fastxai.InputXGradient,
+    "integrated_gradients": fastxai.IntegratedGradients,
     "smooth_grad": lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), seed=5),
     "guided_backprop": fastxai.GuidedBackprop,
     "lrp": lambda net: fastxai.LRP(net, "zplus_zb", low=0.0, high=1.0),

@@ -18,6 +18,7 @@ from fastxai.explainers import (
     Gradient,
     GuidedBackprop,
     InputXGradient,
+    IntegratedGradients,
     Saliency,
     SmoothGrad,
     smooth_grad,
@@ -74,8 +75,10 @@ def test_is_the_mean_over_noisy_copies_with_its_gradients(name, inner):
 
 
 @every_net
-@pytest.mark.parametrize("inner", [GuidedBackprop, lambda net: LRP(net, "zplus_zb", low=-3.0, high=3.0)])
-def test_takes_rule_based_maps(name, inner):
+@pytest.mark.parametrize(
+    "inner", [IntegratedGradients, GuidedBackprop, lambda net: LRP(net, "zplus_zb", low=-3.0, high=3.0)]
+)
+def test_takes_maps_of_several_sweeps(name, inner):
     explainer = inner(nets.make(name, nets.softplus()))
     x, plain_x = (nets.images().requires_grad_() for _ in range(2))
     h = SmoothGrad(explainer, 3, seed=2, stdev=0.2).attribute(x, TARGETS)
