@@ -46,9 +46,8 @@ def kendall_tau(a: Tensor, b: Tensor) -> Tensor:
     a, b = (x.detach().flatten(1) for x in (a, b))
     require(a.shape[1] < 2**31, "a", "have fewer than 2^31 elements a sample", a.shape[1])
     difference, untied_a, untied_b = (_counts if a.is_cpu and _backend.pick(a) == "cpu" else _counts_reference)(a, b)
-    # The product of two quotients of at most 1 in magnitude, so no rounding leads out of [-1, 1].
-    tau = (difference / untied_a.clamp(min=1) * (difference / untied_b.clamp(min=1))).sqrt() * difference.sign()
-    return tau.to(dtype)
+    # |P - Q| is at most U_a and U_b, and the root of a rounded square is exact: no rounding leads out of [-1, 1].
+    return (difference / (untied_a * untied_b).clamp(min=1).sqrt()).to(dtype)
 
 
 def _counts(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
@@ -60,7 +59,8 @@ def _counts(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     counts = torch.empty(a.shape[0], 3, dtype=torch.int64)
     pointers = (x.data_ptr() for x in (a, b, counts))
     module.cpu_kendall(_DTYPES[a.dtype], *a.shape, *pointers, torch.get_num_threads())
-    _refuse_nan(*(counts[:, 1:] < 0).unbind(1))
+    if bool((counts[:, 1:] < 0).any()):
+        _refuse_nan(a, b)
     return counts.double().unbind(1)
 
 
@@ -70,7 +70,7 @@ def _counts_reference(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     The rank of a value is the number of strictly smaller ones, so the sum of all ranks is the number of untied pairs.
     With U_ab the pairs not tied in both, P - Q = U_a + U_b - U_ab - 2 Q.
     """
-    _refuse_nan(a.isnan(), b.isnan())
+    _refuse_nan(a, b)
     rank_a, rank_b = _ranks(a), _ranks(b)
     joint = (rank_a * a.shape[1] + rank_b).sort(1).values
     untied_a, untied_b, untied = (ranks.sum(1) for ranks in (rank_a, rank_b, _ranks(joint)))
@@ -78,9 +78,9 @@ def _counts_reference(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     return difference.double(), untied_a.double(), untied_b.double()
 
 
-def _refuse_nan(in_a: Tensor, in_b: Tensor) -> None:
-    for found, name in ((in_a, "a"), (in_b, "b")):
-        require(not bool(found.any()), name, "have no NaN", "NaN")
+def _refuse_nan(a: Tensor, b: Tensor) -> None:
+    for x, name in ((a, "a"), (b, "b")):
+        require(not bool(x.isnan().any()), name, "have no NaN", "NaN")
 
 
 def _ranks(x: Tensor) -> Tensor:
