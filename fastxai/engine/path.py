@@ -6,7 +6,7 @@ sum over k. Seeds carry the weights w_k, so that every sum over k is plain:
     value    seeds w_k Df(z_k);  G = P^T sum_k mu_v,k;  map = d G
     adjoint  of a cotangent hbar of the map: the tangent v = d hbar, the same at every point; seeds w_k D2f z_v,k;
              M0 = sum_k mu_0,k, M1 = sum_k t_k mu_0,k
-             dL/dx = hbar G + P^T M1;   dL/dxbar = P^T M0 - dL/dx
+             dL/dx = hbar G + P^T M1;   dL/dxbar = P^T (M0 - M1) - hbar G
              weights of P: M0 (x) xbar + M1 (x) d + (sum_k mu_v,k) (x) v;   constants of P: M0
 
 The scores g(x) are the point t = 1, which weighs nothing in the map; their cotangent goes down from there.
@@ -122,7 +122,7 @@ class _Walk:
         out = torch.empty_like(self.x, memory_format=torch.contiguous_format)
         scores = out.new_empty(out.shape[0], *self.path.run.graph.nodes[-1].shape)
         self.gradient = torch.empty_like(out) if keep else None
-        for rows in self.path.run.chunks(self.x, 2):
+        for rows in _equal(self.x.shape[0], self.path.most(self.x, 2)):
             group, sums = self._open(rows), _Sums(rows.stop - rows.start)
             size = _bytes([group.prefix.memory, group.end.memory, group.starts])
             kept = keep and size <= room
@@ -146,7 +146,7 @@ class _Walk:
         assert self.gradient is not None
         grads: list[Tensor | None] = [None] * len(self.path.weights.params)
         dx = torch.zeros_like(self.gradient) if v is None else v * self.gradient
-        dbaseline = torch.empty_like(dx) if self.baseline_wanted else None
+        dbaseline = -dx if self.baseline_wanted else None
         for rows, known in self.groups:
             group = known or self._open(rows)
             n, s = group.n, _extension(group.prefix, grads)
@@ -156,8 +156,8 @@ class _Walk:
             mu = self._pull_prefix(s, moments)
             if mu is not None:
                 dx[rows] += mu[-n:]
-            if dbaseline is not None:
-                dbaseline[rows] = -dx[rows] if mu is None else mu[:n] - dx[rows]
+                if dbaseline is not None:
+                    dbaseline[rows] += mu[:n] - mu[n:]
         return dx, [dbaseline, *grads]
 
     def _moments(
@@ -192,11 +192,7 @@ class _Walk:
 
     def _places(self, n: int) -> Iterator[tuple[slice, slice]]:
         """Yield (samples, steps) of a group's pieces: all steps of some samples, or some steps of one."""
-        components = 1 if self.wanted is None else 2
-        if self.x.device.type == "cpu":
-            most = self.path.run.most(self.x, components)
-        else:
-            most = max(1, _GPU_BYTES // (self.path.per_row * components * self.x.element_size()))
+        most = self.path.most(self.x, 1 if self.wanted is None else 2)
         steps = _equal(self.t.shape[0], most)
         for samples in _equal(n, max(1, most // self.t.shape[0])):
             for step in steps:
@@ -261,11 +257,25 @@ class _Walk:
 class Path:
     """The integrals of one runtime's graph along straight paths."""
 
-    def __init__(self, run: Runtime, kept_bytes: int = _KEPT_BYTES) -> None:
-        """Integrate over ``run``'s graph; a map holds at most ``kept_bytes`` for its backward."""
-        self.run, self.weights, self.kept_bytes = run, run.weights, kept_bytes
+    def __init__(self, run: Runtime, kept_bytes: int = _KEPT_BYTES, rows: int | None = None) -> None:
+        """Integrate over ``run``'s graph.
+
+        Args:
+            run: the graph with its weights.
+            kept_bytes: what a map may hold for its backward.
+            rows: at most so many in one sweep; None is what fits in cache, or into a GPU's share.
+        """
+        self.run, self.weights, self.kept_bytes, self.rows = run, run.weights, kept_bytes, rows
         self.boundary = Boundary(run.graph)
-        self.per_row = sum(torch.Size(node.shape).numel() for node in run.graph.nodes)
+        self._per_row = sum(torch.Size(node.shape).numel() for node in run.graph.nodes)
+
+    def most(self, x: Tensor, components: int) -> int:
+        """Return how many rows of inputs like x may be swept at once."""
+        if self.rows is not None:
+            return max(1, self.rows // components)
+        if x.device.type == "cpu":
+            return self.run.most(x, components)
+        return max(1, _GPU_BYTES // (self._per_row * components * x.element_size()))
 
     def integrate(
         self,
