@@ -184,7 +184,8 @@ class Linear(Node):
 
     def _remember_or_collect(self, s: Sweep, nu: Tensor | None) -> None:
         if not s.extend:
-            s.memory[self.index][1] = nu
+            if s.keep:
+                s.memory[self.index][1] = nu
             return
         x, nu_v, x_v = s.memory[self.index]
         if nu_v is None:
