@@ -92,6 +92,15 @@ def test_extreme_values_keep_their_order(pairs, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1, -1e300, 5e-324 * 2**40])
+def test_doubles_that_differ_in_their_last_bits_keep_their_order(scale, backend):
+    """Their upper halves, by which the kernel sorts first, are equal or nearly so."""
+    a, b = (scale * (1 + x * 2**-40) for x in pair_of(4, 700, levels=100))
+    assert 100 < len(a[0].unique()) < 600
+    torch.testing.assert_close(tau(a, b, backend), by_scipy(a, b), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_constant_has_no_order(dtype, backend):
     rising, constant = torch.arange(9, dtype=dtype), torch.full((9,), -3.5, dtype=dtype)
