@@ -62,6 +62,25 @@ class LayerSample:
     gated: bool
 
 
+@dataclass
+class _Box:
+    """The range of a first layer's input, and the sweep of the network's own box that led there.
+
+    Attributes:
+        generation: of the weights it was made of.
+        ends: lowest and highest input of the layer [1, ...].
+        swapped: where the low end of the network's box gave the high one.
+        sweep: of two rows, the network's lowest and highest input.
+        values: by node, of the layer's ancestors [2, ...].
+    """
+
+    generation: int
+    ends: tuple[Tensor, Tensor]
+    swapped: Tensor
+    sweep: Sweep
+    values: dict[int, Tensor]
+
+
 class RuleRuntime(Runtime):
     """A graph with its weights and a rule for every node."""
 
@@ -69,7 +88,7 @@ class RuleRuntime(Runtime):
         nodes = ordered(start, output)
         self.rules = composite.assign(nodes)
         super().__init__(Graph(start, output, overwrite=False))
-        self._boxes: dict[int, tuple[int, tuple[Tensor, Tensor]]] = {}
+        self._boxes: dict[int, _Box] = {}
 
     def attribute(
         self, x: Tensor, target: Tensor | None, acts: Activations, seed: str, *, parameters: bool
@@ -131,18 +150,21 @@ class RuleRuntime(Runtime):
         return values
 
     def _sites(self, s: Sweep, x: Tensor) -> list[Site]:
+        def wanted(node: Node) -> frozenset[int]:
+            return frozenset(i for i in range(len(node.params)) if node.slot + i in s.wanted)
+
         sites = []
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
-            wanted = frozenset(i for i in range(len(node.params)) if node.slot + i in s.wanted)
             box = None if rule.box is None else self._box(s, node, rule.box, x)
-            sites.append(Site(node, s, wanted, box))
+            moves = box is not None and any(wanted(self.graph.nodes[i]) for i in box.values)
+            sites.append(Site(node, s, wanted(node), None if box is None else box.ends, moves))
         return sites
 
-    def _box(self, s: Sweep, node: Node, box: tuple[Any, Any], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the lowest and highest input of a node [1, ...], for a box of the network's input."""
+    def _box(self, s: Sweep, node: Node, box: tuple[Any, Any], like: Tensor) -> _Box:
+        """Return the lowest and highest input of a node, for a box of the network's input."""
         known = self._boxes.get(node.index)
-        if known is not None and known[0] == self.weights.generation:
-            return known[1]
+        if known is not None and known.generation == self.weights.generation:
+            return known
         shape = self.graph.nodes[0].shape
         ends = [torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in box]
         for end in ends:
@@ -158,9 +180,23 @@ class RuleRuntime(Runtime):
             return values[i]
 
         low, high = value(self.graph.inputs[node.index][0]).split(1)
-        made = torch.minimum(low, high), torch.maximum(low, high)
-        self._boxes[node.index] = (self.weights.generation, made)
+        sorted_ends = torch.minimum(low, high), torch.maximum(low, high)
+        made = _Box(self.weights.generation, sorted_ends, low > high, probe, values)
+        self._boxes[node.index] = made
         return made
+
+    def _pull_box(self, part: _Part, node: Node, ends: tuple[Tensor, Tensor]) -> None:
+        """Collect the gradients of the parameters between the input and a node, for cotangents of its box."""
+        box, (low, high) = self._boxes[node.index], ends
+        sweep = replace(box.sweep, grads=part.sweep.grads, wanted=part.sweep.wanted)
+        both = torch.cat([torch.where(box.swapped, high, low), torch.where(box.swapped, low, high)])
+        cotangents: dict[int, Tensor | None] = {self.graph.inputs[node.index][0]: both}
+        for i in sorted(box.values, reverse=True)[:-1]:
+            above, parents, nu = self.graph.nodes[i], self.graph.inputs[i], cotangents.pop(i)
+            assert nu is not None
+            above.collect(sweep, [box.values[p] for p in parents], nu)
+            for p, mu in zip(parents, above.pull(sweep, nu), strict=True):
+                cotangents[p] = add(cotangents.get(p), mu)
 
     def _explain(self, part: _Part, seed: Tensor) -> Tensor:
         """Sweep 2: return the input's relevance."""
@@ -194,6 +230,8 @@ class RuleRuntime(Runtime):
             sources[i] = add(sources[i], got.y)
             for position, grad in got.grads.items():
                 part.sweep.collect(node.slot + position, grad)
+            if got.box is not None:
+                self._pull_box(part, node, got.box)
             for p in self.graph.up_frees[i]:
                 ts[p] = None
         return ts[-1], sources

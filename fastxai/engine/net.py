@@ -274,6 +274,8 @@ class Net:
             parameters: False spares the gradients of the parameters.
 
         Raises:
+            TypeError: composite is none, or one of its rules does not fit its node.
+            ValueError: the seed is unknown, or the composite names a module that the model does not have.
             RuntimeError: an operation has no node, or no rule: there is no fallback.
 
         >>> x, linear = torch.ones(1, 4), torch.nn.Linear(4, 3)
@@ -283,6 +285,8 @@ class Net:
         True
         """
         x = self._check_input(x)
+        kind = type(composite).__name__
+        _check.require(isinstance(composite, Composite), "composite", "be a rules.Composite", kind, TypeError)
         _check.one_of(seed, "seed", SEEDS)
         run = self._core.rule_runtime(tuple(x.shape[1:]), x.dtype, composite)
         chosen = self._chosen(run, x.detach(), target)

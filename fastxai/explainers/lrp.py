@@ -13,7 +13,7 @@ from fastxai.explainers._base import Explainer, Target
 
 __all__ = ["LRP"]
 
-Bound = float | Sequence[float]
+Bound = float | Sequence[float] | Tensor
 
 
 class LRP(Explainer):
@@ -54,7 +54,7 @@ class LRP(Explainer):
             seed: "one" starts with relevance 1 ([M] eq. 1), "score" with g_k(x) (Captum's, and [M]'s code).
 
         Raises:
-            TypeError: net is neither a compiled net nor a module.
+            TypeError: net is neither a compiled net nor a module, composite neither a name nor a composite.
             ValueError: composite or seed is unknown, or a composite with zB lacks the box.
         """
         super().__init__(net)
@@ -62,6 +62,8 @@ class LRP(Explainer):
         if isinstance(composite, Composite):
             self.composite = composite
             return
+        kind = type(composite).__name__
+        _check.require(isinstance(composite, str), "composite", "be a name or a rules.Composite", kind, TypeError)
         _check.one_of(composite, "composite", tuple(COMPOSITES))
         boxed = composite in ("zplus_zb", "epsilon_gamma_box")
         if boxed and self.net.normalises:

@@ -41,6 +41,17 @@ class Bias(Node):
         """Return the expression of both channel biases together."""
         return Apply(torch.add, (self.params[0], other.params[0]), {})
 
+    def weight(self, s: Sweep) -> None:
+        """Return None: for rules, the linear map of y = x + b is the identity."""
+
+    def apply(self, w: None, *xs: Tensor) -> Tensor:
+        """Return x."""
+        return xs[0]
+
+    def transpose(self, w: None, nu: Tensor) -> Pulled:
+        """Return nu."""
+        return [nu]
+
     def collect(self, s: Sweep, xs: Sequence[Tensor], nu: Tensor) -> None:
         """Collect b's gradient, the sum of nu."""
         if self.slot in s.wanted:

@@ -24,12 +24,14 @@ class Sources:
         x: cotangents of the node's inputs, None for zero; () for none at all.
         y: cotangent of the node's output, or None.
         grads: cotangents of the node's parameters, by position (those that the rule added included).
+        box: cotangents of the ends of the node's box, where ``Site.box_moves``.
     """
 
     t_out: Tensor
     x: Sequence[Tensor | None] = ()
     y: Tensor | None = None
     grads: dict[int, Tensor] = field(default_factory=dict)
+    box: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Site:
         sweep: the sweep that computed the values.
         wanted: positions of the parameters whose gradient is asked for.
         box: lowest and highest input of the node [1, ...], for rules with a ``box``.
+        box_moves: parameters whose gradient is asked for lie between the network's input and the node.
     """
 
     node: Any
     sweep: Sweep
     wanted: frozenset[int] = frozenset()
     box: tuple[Tensor, Tensor] | None = None
+    box_moves: bool = False
 
     @property
     def weights(self) -> Sequence[Any]:

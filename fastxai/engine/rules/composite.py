@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from fastxai import _check
 from fastxai.engine.jets import Curved, Layer, Node
 from fastxai.engine.nodes.activation import Activate
 from fastxai.engine.nodes.add import Add
@@ -17,11 +19,13 @@ from fastxai.engine.rules.alpha_beta import AlphaBeta
 from fastxai.engine.rules.epsilon import Epsilon
 from fastxai.engine.rules.gamma import Gamma
 from fastxai.engine.rules.pass_through import PassThrough
-from fastxai.engine.rules.z_box import Bound, ZBox
+from fastxai.engine.rules.z_box import ZBox
 from fastxai.engine.rules.z_plus import ZPlus
 from fastxai.engine.trace import Unsupported
 
 __all__ = ["COMPOSITES", "Composite", "lrp"]
+
+_RULED = (Layer, Activate, Add, AvgPool, AdaptiveAvgPool, Mean, Scale, Bias, Curved)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Composite:
         average: average pools and means.
         scale: scales and shifts: a batch norm that cannot be folded, input normalisation.
         product: nonlinear operations of several elements (products of tensors, softmax); None refuses them.
-        paths: (module path, rule) pairs that go before everything else.
+        paths: (module path, rule) pairs that go before everything else. A batch norm that was folded, and modules that
+            only move elements (pads, reshapes, max-pools), have no rule of their own to replace.
     """
 
     convolution: Rule = field(default_factory=Rule)
@@ -55,9 +60,10 @@ class Composite:
         Raises:
             Unsupported: the composite refuses such nodes.
         """
-        for path, rule in self.paths:
-            if node.path == path:
-                return rule
+        if isinstance(node, _RULED):
+            for path, rule in self.paths:
+                if node.path == path:
+                    return rule
         match node:
             case Layer():
                 if first and self.first is not None:
@@ -82,7 +88,16 @@ class Composite:
                 return Rule()
 
     def assign(self, nodes: Sequence[Node]) -> list[Rule]:
-        """Give every node its rule, and what the rule needs to its parameters; ``nodes`` in topological order."""
+        """Give every node its rule, and what the rule needs to its parameters; ``nodes`` in topological order.
+
+        Raises:
+            TypeError: a rule does not fit its node.
+            ValueError: ``paths`` names something that has no rule to replace.
+            Unsupported: the composite refuses a node.
+        """
+        ruled = {node.path for node in nodes if isinstance(node, _RULED)}
+        lost = [path for path, _ in self.paths if path not in ruled]
+        _check.require(not lost, "paths", f"name modules among {sorted(ruled)}", lost)
         behind_layer: dict[Node, bool] = {}
         known: dict[Node, bool] = {}
         rules = []
@@ -127,33 +142,27 @@ def lrp(
     return Composite(convolution, dense, first, PassThrough(), split, split, through, None, tuple(paths))
 
 
-def _bound(value: object) -> Bound:
-    if isinstance(value, (int, float)):
-        return float(value)
-    return tuple(float(v) for v in value)  # type: ignore[attr-defined]
-
-
-def epsilon_plus(low: object, high: object) -> Composite:
+def epsilon_plus(low: Any, high: Any) -> Composite:
     """Epsilon at dense layers, z+ with its bias at convolutions: zennit's EpsilonPlus."""
     return lrp(ZPlus(bias=True), Epsilon())
 
 
-def epsilon_alpha2_beta1(low: object, high: object) -> Composite:
+def epsilon_alpha2_beta1(low: Any, high: Any) -> Composite:
     """Epsilon at dense layers, alpha 2, beta 1 at convolutions: zennit's EpsilonAlpha2Beta1."""
     return lrp(AlphaBeta(), Epsilon())
 
 
-def epsilon_gamma_box(low: object, high: object) -> Composite:
+def epsilon_gamma_box(low: Any, high: Any) -> Composite:
     """Epsilon at dense layers, gamma at convolutions, zB at the first layer: zennit's EpsilonGammaBox."""
-    return lrp(Gamma(), Epsilon(), ZBox(_bound(low), _bound(high)))
+    return lrp(Gamma(), Epsilon(), ZBox(low, high))
 
 
-def zplus_zb(low: object, high: object) -> Composite:
+def zplus_zb(low: Any, high: Any) -> Composite:
     """z+ everywhere, zB at the first layer: [M] eq. 2 and 3."""
-    return lrp(ZPlus(1e-9), ZPlus(1e-9), ZBox(_bound(low), _bound(high), 1e-9))
+    return lrp(ZPlus(1e-9), ZPlus(1e-9), ZBox(low, high, 1e-9))
 
 
-def epsilon(low: object, high: object) -> Composite:
+def epsilon(low: Any, high: Any) -> Composite:
     """Epsilon everywhere: Captum's default."""
     return lrp(Epsilon(), Epsilon())
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from fastxai import _check
+from fastxai.engine.jets import Node
+from fastxai.engine.nodes.activation import Activate
 from fastxai.engine.rules._rule import Rule, Site, Sources
+from fastxai.engine.weights import Expr
 from fastxai.kernels import activation as kernel
 from fastxai.kernels.activation import RELU_LIKE, Activation
 
@@ -35,6 +38,12 @@ class GuidedBackprop(Rule):
 
     def __post_init__(self) -> None:
         _check.one_of(self.mode, "mode", MODES)
+
+    def params(self, node: Node) -> list[Expr]:
+        """Return nothing, after a look at what the node is."""
+        if not isinstance(node, Activate):
+            raise TypeError(f"GuidedBackprop is for activations, {type(node).__name__} at {node.path!r} is none")
+        return []
 
     def _filter(self, act: Activation) -> Activation | None:
         if act.name not in _GUIDED:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fastxai import _check
-from fastxai.engine.jets import Node, add
+from fastxai.engine.jets import Linear, Node, add
+from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.rules._rule import Rule, Site, Sources, is_layer
 from fastxai.engine.weights import Apply, Expr
 
@@ -139,6 +140,8 @@ class Proportional(Rule):
 
     def params(self, node: Node) -> list[Expr]:
         """Return every distinct W_m, then every distinct b_m."""
+        if not isinstance(node, (Linear, Bias)):
+            raise TypeError(f"{type(self).__name__} needs a linear map, {type(node).__name__} at {node.path!r} is none")
         weights, biases = self._columns(node)
         if weights and not is_layer(node):
             raise TypeError(f"{type(self).__name__} needs a weight, {type(node).__name__} at {node.path!r} has none")
@@ -227,7 +230,7 @@ def _collect(
     """Add dW_m and db_m where they are wanted."""
     x, e, shares, dz = operands
     if place.weight is None:
-        if site.node.params and 0 in site.wanted:
+        if site.weight is not None and 0 in site.wanted:
             _accumulate(grads, 0, site.node.weight_grad(site.weight, shares, e))
     elif place.weight in site.wanted:
         rows = torch.cat([shares, dz]), torch.cat([e, place.group.psi(x)])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastxai import _check
@@ -16,7 +17,14 @@ from fastxai.engine.weights import Apply, Expr
 
 __all__ = ["ZBox"]
 
-Bound = float | tuple[float, ...]
+Bound = float | Sequence[float] | Tensor
+
+
+def _numbers(bound: Any, name: str) -> tuple[float, ...]:
+    try:
+        return tuple(torch.as_tensor(bound, dtype=torch.float64).flatten().tolist())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number or one a channel, got {bound!r}") from error
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class ZBox(Rule):
         stabilizer: epsilon of stab(z) = z + epsilon sign(z); > 0.
 
     Raises:
+        TypeError: a bound is neither a number nor a sequence of them.
         ValueError: low is not below high, or the stabilizer is not positive.
     """
 
@@ -40,10 +49,13 @@ class ZBox(Rule):
 
     def __post_init__(self) -> None:
         _check.positive(self.stabilizer, "stabilizer")
-        lows, highs = (b if isinstance(b, tuple) else (b,) for b in (self.low, self.high))
+        # Tuples compare and hash, so that equal rules share a compiled graph.
+        lows, highs = _numbers(self.low, "low"), _numbers(self.high, "high")
         fits = 1 in (len(lows), len(highs)) or len(lows) == len(highs)
         below = fits and all(lo < hi for lo, hi in zip(lows * len(highs), highs * len(lows), strict=False))
         _check.require(below, "low, high", "be numbers or one a channel, low below high", (self.low, self.high))
+        object.__setattr__(self, "low", lows)
+        object.__setattr__(self, "high", highs)
 
     @property
     def box(self) -> tuple[Bound, Bound]:  # type: ignore[override]
@@ -65,23 +77,26 @@ class ZBox(Rule):
         stable = stabilise(y - shift, self.stabilizer)
         shares = r / stable
         (up,), (down,) = node.transpose(plus, shares), node.transpose(minus, shares)
-        return [(xs[0] - low) * up + (xs[0] - high) * down], (stable, shares, up + down)
+        return [(xs[0] - low) * up + (xs[0] - high) * down], (stable, shares, up, down)
 
     def adjoint(self, site: Site, xs: Sequence[Tensor], y: Tensor, saved: Any, ts: Sequence[Tensor]) -> Sources:
         """Return the adjoint; arguments as in the base class."""
         node, (plus, minus), (low, high) = site.node, site.weights[-2:], self._bounds(site)
-        stable, shares, both = saved
+        stable, shares, up, down = saved
         above, below = ts[0] * (xs[0] - low), ts[0] * (xs[0] - high)
         quotient = (node.apply(plus, above) + node.apply(minus, below)) / stable
         dz = -quotient * shares
-        grads, last = {}, len(site.weights) - 1
+        grads, ends, last = {}, None, len(site.weights) - 1
         summed = dz.sum(0, keepdim=True)
         for position, weight, e, bound in ((last - 1, plus, above, low), (last, minus, below, high)):
             if position in site.wanted:
                 grads[position] = node.weight_grad(weight, shares, e) - node.weight_grad(weight, summed, bound)
         if node.own_params > 1 and 1 in site.wanted:
             grads[1] = -node.bias_grad(dz)
-        return Sources(quotient, [ts[0] * both], dz, grads)
+        if site.box_moves:
+            (on_low,), (on_high,) = node.transpose(plus, summed), node.transpose(minus, summed)
+            ends = (-on_low - (ts[0] * up).sum(0, keepdim=True), -on_high - (ts[0] * down).sum(0, keepdim=True))
+        return Sources(quotient, [ts[0] * (up + down)], dz, grads, ends)
 
     @staticmethod
     def _bounds(site: Site) -> tuple[Tensor, Tensor]:
