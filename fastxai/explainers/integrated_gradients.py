@@ -150,7 +150,7 @@ class IntegratedGradients(Explainer):
             xbar = net.mean.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 2))[None]  # type: ignore[union-attr]
         elif xbar is None or isinstance(xbar, (int, float)):
             xbar = torch.full((1,) * x.dim(), float(xbar or 0), dtype=x.dtype, device=x.device)
-        _check.same_place(_check.tensor(xbar, "baselines"), "baselines", x, "inputs")
+        _check.same_place(_check.tensor(xbar, "baselines"), "baselines", x, "x")
         fits = xbar.dim() == x.dim() and all(b in (1, n) for b, n in zip(xbar.shape, x.shape, strict=True))
         _check.require(fits, "baselines", f"have shape {list(x.shape)} or [1, ...]", list(xbar.shape))
         return xbar.expand(x.shape)
@@ -197,7 +197,7 @@ class IntegratedGradients(Explainer):
                     f"integrated gradients of {len(rows)} of {len(x)} inputs miss completeness by up to {worst:.1e} "
                     f"|f(x) - f(xbar)| after {int(steps.max())} {self.method} steps, tol is {self.tol:.1e}; "
                     "raise max_steps or tol",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
                 return h, scores, steps
             more, _ = net.differentiable_integral(x[rows], xbar[rows], (t, w), classes[rows], output=self.output)
