@@ -20,14 +20,19 @@ class Adam:
         self.m: Tensor | None = None
         self.v: Tensor | None = None
 
-    def step(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Return the next x."""
+    def step(self, x: Tensor, gradient: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return the next x, clamped to [low, high]."""
         self.t += 1
         m, v = (1 - BETA_1) * gradient, (1 - BETA_2) * gradient.square()
         self.m = m if self.m is None else BETA_1 * self.m + m
         self.v = v if self.v is None else BETA_2 * self.v + v
         spread = self.v.sqrt() / (1 - BETA_2**self.t) ** 0.5 + EPS
-        return x - self.lr / (1 - BETA_1**self.t) * self.m / spread
+        return (x - self.lr / (1 - BETA_1**self.t) * self.m / spread).clamp(low, high)
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget every row but these, LongTensor."""
+        if self.m is not None and self.v is not None:
+            self.m, self.v = self.m[rows], self.v[rows]
 
 
 class Descent:
@@ -36,9 +41,12 @@ class Descent:
     def __init__(self, lr: float) -> None:
         self.lr = lr
 
-    def step(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Return the next x."""
-        return x - self.lr * gradient
+    def step(self, x: Tensor, gradient: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return the next x, clamped to [low, high]."""
+        return (x - self.lr * gradient).clamp(low, high)
+
+    def keep(self, rows: Tensor) -> None:
+        """Rows have no past here."""
 
 
 Optimizer = Adam | Descent

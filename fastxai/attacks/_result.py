@@ -86,9 +86,10 @@ class AttackResult:
         class_kept: the predicted class is the original image's, [N] bool.
         output_change: how far the output moved.
         metrics: how alike maps and images are.
-        history: per iteration the terms of the loss, [T, N] each.
+        history: per iteration the terms of the loss, [T, N] each; of the returned restart, NaN after a sample stopped.
         best_step: the iteration whose result ``images`` holds, LongTensor [N]; 0 is the original image, which stays
             where no iterate kept the class and lowered the map term.
+        best_restart: the restart that ``images`` comes from, LongTensor [N]; 0 began at the original image.
         interrupted: stopped by Ctrl-C; everything above holds for the iterations that ran.
     """
 
@@ -101,6 +102,7 @@ class AttackResult:
     metrics: Metrics
     history: dict[str, Tensor]
     best_step: Tensor
+    best_restart: Tensor
     interrupted: bool = False
 
     def __str__(self) -> str:

@@ -1,0 +1,293 @@
+"""One call of ``Manipulation.perturb``: its rows, its iterations, its best iterates."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastxai import _check
+from fastxai.attacks._optimizer import OPTIMIZERS, Optimizer
+from fastxai.attacks._result import AttackResult, Metrics, OutputChange, Similarity
+from fastxai.engine import Net
+from fastxai.explainers import reduce_map
+from fastxai.metrics import pcc
+
+if TYPE_CHECKING:
+    from fastxai.attacks.manipulation import Manipulation, Target
+
+__all__ = ["Task"]
+
+# The metrics' SSIM window: an image must hold one.
+_WINDOW = 7
+# Bounds are often written as (0 - mean) / std, which an image prepared in float32 can miss by some roundings.
+_SLACK = 1e-5
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is still attacked, one row for each sample and restart; replaced as a whole."""
+
+    number: Tensor
+    images: Tensor
+    origin: Tensor
+    target_map: Tensor
+    target: Tensor
+    classes: Tensor
+    output: Tensor
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def keep(self, which: Tensor) -> _Rows:
+        """Return these rows alone, LongTensor."""
+        return _Rows(*(getattr(self, field.name)[which] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best judged iterate of every row so far, replaced as a whole."""
+
+    images: Tensor
+    term: Tensor
+    step: Tensor
+    done: Tensor
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.images, self.term, self.step, self.done
+
+    def against(self, rows: _Rows, term: Tensor, held: Tensor, done: Tensor | None, step: int) -> _Best:
+        """Compare with the rows' images; where ``done``, they win whatever their term, and nothing follows."""
+        whole = len(rows) == len(self.term)
+        mine = self if whole else _Best(*(part[rows.number] for part in self._parts()))
+        better = held & (term < mine.term)
+        if done is not None:
+            better = (better | done) & ~mine.done
+        new = _Best(
+            torch.where(better[:, None, None, None], rows.images, mine.images),
+            torch.where(better, term, mine.term),
+            torch.where(better, step, mine.step),
+            mine.done if done is None else mine.done | done,
+        )
+        if whole:
+            return new
+        pairs = zip(self._parts(), new._parts(), strict=True)
+        return _Best(*(old.index_copy(0, rows.number, part) for old, part in pairs))
+
+
+class Task:
+    """The constants of a batch, the rows under attack, the best iterates and the history."""
+
+    def __init__(
+        self, attack: Manipulation, x: Tensor, target_map: Tensor, target: Target, index: Tensor | None
+    ) -> None:
+        self.attack = attack
+        self.explain, self.net = attack.explainer.map_and_scores, attack.explainer.net
+        # A smoothed view's own beta is part of the map.
+        self.betas = attack.betas() if self.net.activation is None else None
+        fits = _check.tensor(x, "x").dim() == 4 and min(x.shape[2:]) >= _WINDOW
+        _check.require(fits, "x", f"have shape [N, C, H, W], H and W at least {_WINDOW}", list(x.shape))
+        self.x = x.detach()
+        self.low, self.high = self._bounds()
+        self.target_map = self._target_map(target_map)
+        with torch.no_grad():
+            self.scores = self.net.base(self.x)
+            self.classes = self.scores.argmax(1)
+            chosen = self.classes if target is None else target
+            self.original_map, scores = self._map(self.x, chosen, self.net)
+            term = self._map_term(self.original_map, self.target_map)
+        # A target that has explained a map is an int or a LongTensor.
+        self.target = torch.as_tensor(chosen, device=x.device).expand(len(x))
+        self.rows = self._rows(self._f(scores), index)
+        first = torch.zeros_like(self.classes)
+        done = first.bool() if attack.stop is None else pcc(self.original_map, self.target_map) >= attack.stop
+        self.best = _Best(*map(self._copies, (self.x, term, first, done)))
+        self.history: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def count(self) -> int:
+        """How often each sample is attacked."""
+        return 1 if self.attack.restarts is None else self.attack.restarts.count
+
+    def _copies(self, values: Tensor) -> Tensor:
+        return values.repeat(self.count, *[1] * (values.dim() - 1))
+
+    def _rows(self, output: Tensor, index: Tensor | None) -> _Rows:
+        x, restarts = self.x, self.attack.restarts
+        if index is None:
+            index = torch.arange(len(x), device=x.device)
+        whole = isinstance(index, Tensor) and not index.is_floating_point()
+        _check.require(whole, "index", "be a LongTensor", type(index).__name__, TypeError)
+        index = _check.shape(index, "index", (len(x),)).to(x.device, torch.long)
+        starts = x if restarts is None else restarts.starts(x, self.attack.ball, self.low, self.high, index)
+        constants = (x, self.target_map, self.target, self.classes, output)
+        return _Rows(torch.arange(len(starts), device=x.device), starts, *map(self._copies, constants))
+
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        x, (low, high) = self.x, self.attack.bounds
+        channels = x.shape[1]
+        made = []
+        for value in (low, high):
+            bound = torch.as_tensor(value, dtype=torch.float64).flatten()
+            fits = bound.numel() in (1, channels)
+            _check.require(fits, "bounds", f"be numbers or {channels} values (one a channel)", value)
+            made.append(bound.to(x.device, x.dtype).view(1, -1, 1, 1))
+        low, high = made
+        _check.require(bool((low < high).all()), "bounds", "be lowest < highest", self.attack.bounds)
+        slack = _SLACK * (high - low)
+        inside = bool(((x >= low - slack) & (x <= high + slack)).all())
+        if not inside:
+            _check.require(False, "x", "lie within the bounds", f"{x.min().item():.4g} .. {x.max().item():.4g}")
+        return low, high
+
+    def _target_map(self, target_map: Tensor) -> Tensor:
+        x, name = self.x, "target_map"
+        h = _check.same_place(_check.tensor(target_map, name), name, x, "x").detach()
+        pixels = (x.shape[0], *x.shape[2:])
+        fits = tuple(h.shape) in (pixels, tuple(x.shape))
+        _check.require(fits, name, f"have shape {list(pixels)} or {list(x.shape)}", list(h.shape))
+        _check.require(bool(h.isfinite().all()), name, "be finite", "inf or nan")
+        h = reduce_map(h, "abs_sum" if h.dim() == 4 else None, None)
+        sums = h.sum((1, 2))
+        _check.require(bool((sums > 0).all()), name, "have a positive sum in every sample", sums.tolist())
+        return reduce_map(h, None)
+
+    def _f(self, scores: Tensor) -> Tensor:
+        return scores.softmax(1) if self.attack.output == "softmax" else scores
+
+    def _map(self, images: Tensor, target: Target, net: Net) -> tuple[Tensor, Tensor]:
+        """Return (post-processed map [N, H, W], scores) of a view of the net."""
+        h, scores = self.explain(images, target, net=net, parameters=False)
+        return reduce_map(h), scores
+
+    def _map_term(self, h: Tensor, target_map: Tensor) -> Tensor:
+        pixels = h.shape[1] * h.shape[2]
+        return self.attack.c * (pixels * (h - target_map)).square().mean((1, 2))
+
+    def _compare(self, h: Tensor, term: Tensor, classes: Tensor, step: int) -> None:
+        """Keep what is better; all of the net as given."""
+        rows, stop = self.rows, self.attack.stop
+        held = classes == rows.classes
+        done = None if stop is None else held & (pcc(h, rows.target_map) >= stop)
+        self.best = self.best.against(rows, term, held, done, step)
+
+    def _judge(self, step: int) -> None:
+        rows = self.rows
+        with torch.no_grad():
+            h, scores = self._map(rows.images, rows.target, self.net)
+            if self.net.base is not self.net:
+                scores = self.net.base(rows.images)
+            self._compare(h, self._map_term(h, rows.target_map), scores.argmax(1), step)
+
+    def _drop_done(self, optimizer: Optimizer) -> None:
+        """Drop the rows of samples one of whose rows is done; this waits for the device."""
+        done = self._copies(self.best.done.view(self.count, -1).any(0))[self.rows.number]
+        left = (~done).nonzero()[:, 0]
+        if len(left) < len(self.rows):
+            self.rows = self.rows.keep(left)
+            optimizer.keep(left)
+
+    def run(self, *, progress: bool) -> bool:
+        """Iterate; return whether Ctrl-C ended it."""
+        interrupted = False
+        try:
+            with tqdm(total=self.attack.steps, disable=not progress, desc="manipulation", unit="it") as bar:
+                self._iterate(bar)
+        except KeyboardInterrupt:
+            interrupted = True
+        self._judge(len(self.history))
+        return interrupted
+
+    def _iterate(self, bar: tqdm) -> None:
+        attack, net = self.attack, self.net
+        optimizer = OPTIMIZERS[attack.optimizer](attack.lr)
+        free = self.betas is None and net.base is net
+        low, high = (self.low, self.high) if attack.ball is None else (self.low - torch.inf, self.high + torch.inf)
+        for step in range(attack.steps):
+            rows = self.rows
+            if attack.stop is not None and not len(rows):
+                return
+            h, scores, terms, gradient = self._gradient(step)
+            if step == 0 and self.betas is None and self.count == 1 and not gradient.any():
+                # The output has not moved yet, so this is the map term's gradient alone.
+                warnings.warn(
+                    "the map term has no gradient, as on a piecewise linear network: the attack will not move. "
+                    "Give beta=(beta_0, beta_e), or attack a smooth network.",
+                    stacklevel=4,
+                )
+            with torch.no_grad():
+                if free:
+                    self._compare(h, terms[0], scores.argmax(1), step)
+                images = optimizer.step(rows.images, gradient, low, high)
+                if attack.ball is not None:
+                    images = attack.ball.project(images, rows.origin, self.low, self.high)
+            self.rows = replace(rows, images=images)
+            self.history.append((self._spread(terms[0]), self._spread(terms[1])))
+            left = attack.steps - step - 1
+            if left and left % attack.judge_every == 0:
+                if not free:
+                    self._judge(step + 1)
+                if attack.stop is not None:
+                    self._drop_done(optimizer)
+            bar.update()
+
+    def _gradient(self, step: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Return (map, scores, the two terms of the loss, its gradient), detached."""
+        attack, rows = self.attack, self.rows
+        net = self.net if self.betas is None else self.net.with_activation("softplus", self.betas[step])
+        x = rows.images.clone().requires_grad_()
+        with torch.enable_grad():
+            h, scores = self._map(x, rows.target, net)
+            terms = self._map_term(h, rows.target_map), attack.gamma * (self._f(scores) - rows.output).square().mean(1)
+            (gradient,) = torch.autograd.grad((terms[0] + terms[1]).sum(), x)
+        return h.detach(), scores.detach(), (terms[0].detach(), terms[1].detach()), gradient
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """Return [R N] from the values of the rows, NaN elsewhere."""
+        everywhere = len(self.best.term)
+        if len(values) == everywhere:
+            return values
+        return values.new_full((everywhere,), torch.nan).index_copy(0, self.rows.number, values)
+
+    def _chosen(self) -> tuple[Tensor, Tensor]:
+        """Return (the best restart of every sample, its row), [N] each."""
+        term, done = (t.view(self.count, -1) for t in (self.best.term, self.best.done))
+        # What met the stop comes first, then the lowest term.
+        restart = torch.where(done.any(0) & ~done, torch.inf, term).argmin(0)
+        return restart, restart * len(self.x) + torch.arange(len(self.x), device=self.x.device)
+
+    def result(self, *, interrupted: bool) -> AttackResult:
+        """Measure the best iterate on the model as given."""
+        restart, row = self._chosen()
+        images = self.best.images[row]
+        with torch.no_grad():
+            maps = self._map(images, self.target, self.net)[0]
+            scores = self.net.base(images)
+            unit, unit_0 = ((i - self.low) / (self.high - self.low) for i in (images, self.x))
+            metrics = Metrics(
+                Similarity.between(maps, self.target_map),
+                Similarity.between(maps, self.original_map),
+                Similarity.between(unit, unit_0, 1.0),
+            )
+            none = images.new_empty(0, len(images))
+            history = {
+                name: torch.stack([terms[i][row] for terms in self.history]) if self.history else none
+                for i, name in enumerate(("map", "output"))
+            }
+            return AttackResult(
+                images=images,
+                maps=maps,
+                target_maps=self.target_map,
+                original_maps=self.original_map,
+                class_kept=scores.argmax(1) == self.classes,
+                output_change=OutputChange.between(scores, self.scores),
+                metrics=metrics,
+                history=history,
+                best_step=self.best.step[row],
+                best_restart=restart,
+                interrupted=interrupted,
+            )
