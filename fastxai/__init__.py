@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastxai import metrics as metrics
     from fastxai import models as models
     from fastxai import ops as ops
+    from fastxai import theory as theory
     from fastxai import viz as viz
 
 __all__ = [
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 # Imported at first use: they need matplotlib, scikit-image or a registration with torch.
-_LAZY = ("cli", "data", "metrics", "models", "ops", "viz")
+_LAZY = ("cli", "data", "metrics", "models", "ops", "theory", "viz")
 
 
 def __getattr__(name: str) -> Any:
