@@ -1,0 +1,224 @@
+"""Target maps: what the map of an attacked image is to look like, [N, H, W] with sum 1, ready for ``perturb``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastxai import _check
+from fastxai.attacks import _random
+from fastxai.explainers import Explainer, reduce_map
+
+__all__ = ["disc", "mask", "of", "random", "rectangle", "text", "uniform"]
+
+Size = tuple[int, int, int]
+Drawing = Tensor | str | Path
+
+
+def _size(size: Sequence[int]) -> Size:
+    fits = len(size) == 3 and all(isinstance(n, int) and n >= 0 for n in size) and min(size[1:]) > 0
+    _check.require(fits, "size", "be (N, H, W)", tuple(size))
+    n, height, width = size
+    return n, height, width
+
+
+def of(images: Tensor, explainer: Explainer, target: int | Tensor | None = None) -> Tensor:
+    """Return the maps of other images, channels summed as |.|: the targets of [M].
+
+    Args:
+        images: [N, C, H, W].
+        explainer: the map under attack.
+        target: the explained class as an int, a LongTensor [N], or None for what the model predicts on ``images``.
+
+    Raises:
+        TypeError: explainer is no explainer, images are no floating point tensor.
+        ValueError: images or target do not fit the model.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8))
+    >>> h = fastxai.attacks.target_maps.of(torch.rand(2, 1, 8, 8), fastxai.Gradient(model))
+    >>> h.shape, torch.allclose(h.sum((1, 2)), torch.ones(2))
+    (torch.Size([2, 8, 8]), True)
+    """
+    kind = type(explainer).__name__
+    _check.require(isinstance(explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
+    with torch.no_grad():
+        return reduce_map(explainer.attribute(images, target))
+
+
+def uniform(size: Sequence[int]) -> Tensor:
+    """Return maps of size (N, H, W) that prefer no pixel: 1 / (H W) everywhere.
+
+    Raises:
+        ValueError: size is not (N, H, W).
+
+    >>> fastxai.attacks.target_maps.uniform((2, 4, 4))[0, 0, 0]
+    tensor(0.0625)
+    """
+    n, height, width = _size(size)
+    return torch.full((n, height, width), 1 / (height * width))
+
+
+def rectangle(size: Sequence[int], box: tuple[float, float, float, float], *, frame: float = 0.0) -> Tensor:
+    """Return maps of size (N, H, W) that are constant in a rectangle and 0 elsewhere.
+
+    Args:
+        size: (N, H, W).
+        box: (top, left, bottom, right) as parts of height and width, 0 .. 1.
+        frame: width of a frame as a part of the shorter side, where only the rectangle's edge is wanted; 0 fills it.
+
+    Raises:
+        ValueError: the size is wrong, or no pixel's centre lies in the rectangle.
+
+    >>> fastxai.attacks.target_maps.rectangle((1, 4, 4), (0, 0, 0.5, 1))[0, :, 0]
+    tensor([0.1250, 0.1250, 0.0000, 0.0000])
+    """
+    _, height, width = _size(size)
+    top, left, bottom, right = (side * length for side, length in zip(box, (height, width) * 2, strict=True))
+    y, x = _centres(height, width)
+    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    edge = frame * min(height, width)
+    if edge > 0:
+        inner = (y >= top + edge) & (y < bottom - edge) & (x >= left + edge) & (x < right - edge)
+        inside = inside & ~inner
+    return mask(size, inside)
+
+
+def disc(size: Sequence[int], centre: tuple[float, float] = (0.5, 0.5), radius: float = 0.25) -> Tensor:
+    """Return maps of size (N, H, W) that are constant in a disc and 0 elsewhere.
+
+    Args:
+        size: (N, H, W).
+        centre: (vertical, horizontal) as parts of height and width, 0 .. 1.
+        radius: as a part of the shorter side.
+
+    Raises:
+        ValueError: the size is wrong, or no pixel's centre lies in the disc.
+
+    >>> fastxai.attacks.target_maps.disc((1, 4, 4))[0, 1]
+    tensor([0.0000, 0.2500, 0.2500, 0.0000])
+    """
+    _, height, width = _size(size)
+    y, x = _centres(height, width)
+    distance = (y - centre[0] * height).square() + (x - centre[1] * width).square()
+    return mask(size, distance < (radius * min(height, width)) ** 2)
+
+
+def _centres(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the coordinates of the pixels' centres, [H, 1] and [1, W]."""
+    return torch.arange(height)[:, None] + 0.5, torch.arange(width)[None] + 0.5
+
+
+def mask(size: Sequence[int], drawn: Drawing) -> Tensor:
+    """Return maps of size (N, H, W) from a drawing.
+
+    Args:
+        size: (N, H, W).
+        drawn: a tensor, boolean or of non-negative numbers, [H, W] for all or [N, H, W], or an image file, whose
+            brightness counts and which is resized.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the drawing has another shape, values that are negative or not finite, or nothing above 0.
+
+    >>> fastxai.attacks.target_maps.mask((2, 2, 2), torch.eye(2, dtype=torch.bool))[1]
+    tensor([[0.5000, 0.0000],
+            [0.0000, 0.5000]])
+    """
+    n, height, width = _size(size)
+    values = drawn if isinstance(drawn, Tensor) else _read(Path(drawn), height, width)
+    fits = tuple(values.shape) in ((height, width), (n, height, width))
+    _check.require(fits, "drawn", f"have shape {[height, width]} or {[n, height, width]}", list(values.shape))
+    if not values.is_floating_point():
+        values = values.float()
+    _check.require(bool((values.isfinite() & (values >= 0)).all()), "drawn", "be finite and not negative", "others")
+    values = values.expand(n, height, width)
+    _check.require(bool((values.flatten(1) > 0).any(1).all()), "drawn", "have something above 0", "only zeros")
+    return reduce_map(values, None)
+
+
+def _read(file: Path, height: int, width: int) -> Tensor:
+    # Here and below: fastxai is imported without Pillow and matplotlib.
+    from PIL import Image
+
+    _check.require(file.is_file(), "drawn", "name an existing image", file, FileNotFoundError)
+    try:
+        with Image.open(file) as image:
+            pixels = np.array(image.convert("L").resize((width, height), Image.Resampling.BOX))
+    except OSError as error:
+        raise ValueError(f"drawn must name an image that Pillow can read, got {file}: {error}") from error
+    return torch.from_numpy(pixels).float() / 255
+
+
+def text(size: Sequence[int], words: str | Sequence[str]) -> Tensor:
+    """Return maps of size (N, H, W) that show words, as large as they fit.
+
+    Args:
+        size: (N, H, W).
+        words: for all, or one for each sample; a line break starts a new line.
+
+    Raises:
+        ValueError: the number of words is not N, or one of them shows nothing.
+
+    >>> fastxai.attacks.target_maps.text((2, 32, 32), "why?").shape
+    torch.Size([2, 32, 32])
+    """
+    n, height, width = _size(size)
+    if isinstance(words, str):
+        return mask(size, _written(words, height, width))
+    _check.require(len(words) == n, "words", f"be one or {n}", len(words))
+    drawn = [_written(word, height, width) for word in words]
+    return mask(size, torch.stack(drawn) if drawn else torch.zeros(size))
+
+
+def _written(words: str, height: int, width: int) -> Tensor:
+    """Draw words several times larger than they must be, then shrink them, which smooths their edges."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"), 96)
+    left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), words, font, spacing=8)
+    empty = right <= left or bottom <= top
+    _check.require(not empty, "words", "show something", repr(words))
+    scale = min(0.94 * width / (right - left), 0.94 * height / (bottom - top))
+    canvas = Image.new("L", (math.ceil(width / scale), math.ceil(height / scale)))
+    corner = ((canvas.width - right - left) / 2, (canvas.height - bottom - top) / 2)
+    ImageDraw.Draw(canvas).multiline_text(corner, words, 255, font, spacing=8, align="center")
+    small = canvas.resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(small)).float() / 255
+
+
+def random(size: Sequence[int], seed: int = 0, smooth: float = 0.0, *, index: Tensor | None = None) -> Tensor:
+    """Return maps of size (N, H, W) of noise that depends on the seed, the sample's number and the size alone.
+
+    Args:
+        size: (N, H, W).
+        seed: of the noise.
+        smooth: 0 draws every pixel uniformly from (0, 1); above, the map is exp(z), z being standard normal noise
+            behind a Gaussian filter of this standard deviation in pixels (periodic) and scaled to variance 1.
+        index: the samples' numbers, LongTensor [N]; 0 .. N-1 if None.
+
+    Raises:
+        ValueError: size, smooth or index is wrong.
+
+    >>> a = fastxai.attacks.target_maps.random((3, 8, 8), seed=1)
+    >>> torch.equal(a[2:], fastxai.attacks.target_maps.random((1, 8, 8), seed=1, index=torch.tensor([2])))
+    True
+    """
+    n, height, width = _size(size)
+    _check.require(isinstance(smooth, (int, float)) and 0 <= smooth < math.inf, "smooth", "be zero or positive", smooth)
+    index = torch.arange(n) if index is None else _check.shape(index, "index", (n,))
+    if smooth == 0:
+        values = _random.uniform(height * width, index, seed)
+        return reduce_map(values.view(n, height, width).float(), None)
+    z = _random.normal(height * width, index, seed).view(n, height, width)
+    down, across = torch.fft.fftfreq(height).double()[:, None], torch.fft.rfftfreq(width).double()[None]
+    response = torch.exp(-2 * (math.pi * smooth) ** 2 * (down.square() + across.square()))
+    z = torch.fft.irfft2(torch.fft.rfft2(z) * response, s=(height, width))
+    z = z - z.mean((1, 2), keepdim=True)
+    z = z / z.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-300)
+    return reduce_map(z.exp().float(), None)
