@@ -118,6 +118,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert tops == {"fastxai", "fastxai-0.1.0.dist-info"}
     assert {"fastxai/py.typed", "fastxai/_C.pyi", "fastxai/kernels/triton/activation.py"} <= set(names)
+    assert {"fastxai/attacks/presets.toml", "fastxai/models/demo.safetensors"} <= set(names)
     assert any(re.fullmatch(r"fastxai/_C\..*\.so", name) for name in names)
     assert not [name for name in names if re.search(r"__pycache__|\.cpp$|\.cu$|(^|/)(tests|bench)/", name)]
     tracked = subprocess.run(["git", "ls-files", "fastxai"], cwd=ROOT, capture_output=True, text=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from torch import Tensor
 
 from fastxai import _check
+from fastxai.attacks import _presets
 from fastxai.attacks._ball import Ball, Restarts
 from fastxai.attacks._optimizer import OPTIMIZERS
 from fastxai.attacks._result import AttackResult
@@ -18,6 +20,11 @@ __all__ = ["Manipulation"]
 
 Bound = float | Sequence[float] | Tensor
 Target = int | Tensor | None
+
+
+def _check_explainer(explainer: Any) -> None:
+    kind = type(explainer).__name__
+    _check.require(isinstance(explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Manipulation:
     come and go (``stop``, ``restarts``).
 
     [M]'s factors are c P^2 = 1e11 and gamma = 1e6 on 224x224 with 1000 classes, and 1e7 and 1e2 on CIFAR-10: c = 40 and
-    10, the same at every resolution.
+    10, the same at every resolution. ``Manipulation.preset`` has all of [M]'s settings.
 
     Which iterate is returned: the one with the lowest map term among those whose predicted class is the original's,
     both measured on the net as given. The smoothed net cannot tell: beta grows, so its terms are not comparable between
@@ -93,8 +100,7 @@ class Manipulation:
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        kind = type(self.explainer).__name__
-        _check.require(isinstance(self.explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
+        _check_explainer(self.explainer)
         for name in ("steps", "judge_every"):
             value = getattr(self, name)
             _check.require(isinstance(value, int) and value > 0, name, "be a positive int", value)
@@ -122,6 +128,49 @@ class Manipulation:
         _check.require(len(pair) == 2, "beta", "be (beta_0, beta_e), a number or None", self.beta)
         start, end = (_check.positive(value, "beta") for value in pair)
         return [start * (end / start) ** (t / self.steps) for t in range(self.steps)]
+
+    @classmethod
+    def preset(
+        cls,
+        explainer: Explainer,
+        data: str,
+        network: str | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **changes: Any,
+    ) -> Manipulation:
+        """Return [M]'s attack on this map: its iterations, step size, factors, beta growth and output.
+
+        [M] attacks normalised inputs, and step sizes are in their units. Such are the inputs of a net compiled without
+        ``mean`` and ``std``: bounds are (0 - mean) / std and (1 - mean) / std then. A net that normalises itself takes
+        the image: bounds are 0 and 1, and the step size is multiplied by the mean of its std.
+
+        c is [M]'s factor divided by the square of its number of pixels, 1e11 / 50176^2 and 1e7 / 1024^2, so that it
+        holds at any resolution.
+
+        Args:
+            explainer: the map. The row is that of its kind; around a map, ``SmoothGrad`` (in [M] of 10 samples) and
+                ``BetaSmoothing`` (of beta 0.8) have rows of their own. Saliency is Gradient here.
+            data: "imagenet" or "cifar10". On CIFAR-10 [M] has LRP alone: other maps take ImageNet's iterations and step
+                sizes with CIFAR-10's factors.
+            network: [M]'s row for the Gradient map of "vgg16", "alexnet", "densenet121" or "resnet18", where the
+                output term is on the scores; None is the row with softmax (on VGG-16 in [M]).
+            mean: per channel; None is ImageNet's usual one, CIFAR-10 has none.
+            std: likewise.
+            changes: settings that replace the preset's.
+
+        Raises:
+            TypeError: explainer is no explainer, or a setting is unknown.
+            ValueError: there is no such row, or mean and std are missing or come twice.
+
+        >>> net = fastxai.compile(torch.nn.Linear(4, 3))
+        >>> attack = fastxai.Manipulation.preset(fastxai.LRP(net, "epsilon"), "imagenet", steps=100)
+        >>> attack.steps, attack.lr, attack.beta, round(attack.c)
+        (100, 0.0002, None, 40)
+        """
+        _check_explainer(explainer)
+        return cls(explainer, **(_presets.settings(explainer, data, network, mean, std) | changes))
 
     def perturb(
         self,

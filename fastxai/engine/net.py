@@ -70,6 +70,11 @@ class Net:
         """The mean per channel that the net subtracts, or None."""
         return self._core.mean
 
+    @property
+    def std(self) -> Tensor | None:
+        """The standard deviation per channel that the net divides by, or None."""
+        return self._core.std
+
     def with_activation(self, activation: str | None, beta: float | None = None) -> Net:
         """Return a view of the same network whose ReLU-like activations are softplus_beta (None: the model's own).
 
