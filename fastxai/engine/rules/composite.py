@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastxai import _check
@@ -25,6 +25,8 @@ from fastxai.engine.trace import Unsupported
 
 __all__ = ["COMPOSITES", "Composite", "lrp"]
 
+# One instance, so that composites which leave it in place are equal.
+_ORDINARY = Rule()
 _RULED = (Layer, Activate, Add, AvgPool, AdaptiveAvgPool, Mean, Scale, Bias, Curved)
 
 
@@ -44,14 +46,14 @@ class Composite:
             only move elements (pads, reshapes, max-pools), have no rule of their own to replace.
     """
 
-    convolution: Rule = field(default_factory=Rule)
-    dense: Rule = field(default_factory=Rule)
+    convolution: Rule = _ORDINARY
+    dense: Rule = _ORDINARY
     first: Rule | None = None
-    activation: Rule = field(default_factory=Rule)
-    add: Rule = field(default_factory=Rule)
-    average: Rule = field(default_factory=Rule)
-    scale: Rule = field(default_factory=Rule)
-    product: Rule | None = field(default_factory=Rule)
+    activation: Rule = _ORDINARY
+    add: Rule = _ORDINARY
+    average: Rule = _ORDINARY
+    scale: Rule = _ORDINARY
+    product: Rule | None = _ORDINARY
     paths: tuple[tuple[str, Rule], ...] = ()
 
     def rule(self, node: Node, *, first: bool) -> Rule:
@@ -85,7 +87,7 @@ class Composite:
                     )
                 return self.product
             case _:
-                return Rule()
+                return _ORDINARY
 
     def assign(self, nodes: Sequence[Node]) -> list[Rule]:
         """Give every node its rule, and what the rule needs to its parameters; ``nodes`` in topological order.
@@ -106,7 +108,7 @@ class Composite:
             behind_layer[node] = isinstance(node, Layer) or not first
             node.signed = not all(known[parent] for parent in node.inputs)
             known[node] = node.nonnegative(signed=node.signed or not node.inputs)
-            rule = self.rule(node, first=first) if node.inputs else Rule()
+            rule = self.rule(node, first=first) if node.inputs else _ORDINARY
             if rule.box is not None and not first:
                 raise Unsupported(f"{type(rule).__name__} is a rule for first layers, {node.path!r} is behind another")
             node.own_params = len(node.params)

@@ -56,6 +56,10 @@ class Patterned(Composite):
     model: nn.Module = field(default_factory=nn.Module)
     patterns: Mapping[str, Tensor] = field(default_factory=dict)
 
+    # By identity: the base class compares the rules alone, and other patterns are another composite.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def rule(self, node: Node, *, first: bool) -> Rule:
         """Return the layer's rule.
 
