@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gradient", "hvp", "hvps_batched", "hvps_loop", "jvp_grad"]
+__all__ = ["gradient", "hvp", "hvps_batched", "hvps_loop", "integrated_gradient", "jvp_grad"]
 
 
 def gradient(model: nn.Module, x: Tensor, target: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
@@ -33,6 +33,20 @@ def hvps_batched(model: nn.Module, x: Tensor, vs: Tensor, target: Tensor) -> Ten
     """Return H v for vs [S, N, ...] by ``is_grads_batched``."""
     leaf, grad = gradient(model, x, target, create_graph=True)
     return torch.autograd.grad(grad, leaf, vs, is_grads_batched=True)[0]
+
+
+def integrated_gradient(
+    model: nn.Module, x: Tensor, target: Tensor, points: tuple[Tensor, Tensor], *, create_graph: bool = False
+) -> Tensor:
+    """Return x * sum_k w_k nabla g_k(t_k x), the points as one batch."""
+    t, w = (value.to(x.dtype).view(-1, *[1] * x.dim()) for value in points)
+    path = (t * x).flatten(0, 1)
+    if x.dim() == 4:
+        path = path.contiguous(memory_format=torch.channels_last)
+    path = path if path.requires_grad else path.requires_grad_()
+    score = model(path).gather(1, target.repeat(len(t))[:, None]).sum()
+    (grad,) = torch.autograd.grad(score, path, create_graph=create_graph)
+    return x * (w * grad.unflatten(0, (len(t), -1))).sum(0)
 
 
 def jvp_grad(model: nn.Module, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from fastxai.explainers.quadrature import REFINABLE, quadrature, refine
 
 __all__ = ["IntegratedGradients"]
 
-Baselines = float | str | Tensor | Callable[[Tensor], Tensor] | None
+Baselines = float | str | Tensor | Callable[[Tensor], Tensor | float] | None
 
 _FIRST_STEPS = 5
 
@@ -78,6 +79,30 @@ class IntegratedGradients(Explainer):
         _check.require(max_steps >= _FIRST_STEPS, "max_steps", f"be at least {_FIRST_STEPS}", max_steps)
         self.baselines, self.n_steps, self.output = baselines, n_steps, output
         self.tol, self.max_steps = _check.positive(tol, "tol"), max_steps
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        baselines: Baselines = None,
+        n_steps: int | str | None = None,
+        method: str | None = None,
+        return_convergence_delta: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        baselines: Baselines = None,
+        n_steps: int | str | None = None,
+        method: str | None = None,
+        return_convergence_delta: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
 
     def attribute(
         self,
