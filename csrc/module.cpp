@@ -13,6 +13,7 @@
 #include "cpu/kendall.h"
 #include "cpu/max_pool.h"
 #include "cpu/parallel.h"
+#include "cpu/proportional.h"
 #include "cpu/thin_conv.h"
 #include "math.h"
 #ifdef FASTXAI_CUDA
@@ -105,6 +106,23 @@ void cpu_interpolate_reduce_primal(int code, int second, double beta, double alp
     using T = decltype(zero);
     cpu::interpolate_reduce_primal<T>({code, second, beta, alpha}, {elements, points}, at<T>(kept), at<T>(a_v),
                                       at<T>(nu_v), at<T>(nu_0), at<T>(t), at<T>(m), threads);
+  });
+}
+
+void cpu_proportional_share(double epsilon, double kappa, int sign, int dtype, int64_t elements, Address r, Address z,
+                            Address y, Address shares, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::proportional_share<T>({epsilon, kappa, sign}, elements, at<T>(r), at<T>(z), at<T>(y), at<T>(shares), threads);
+  });
+}
+
+void cpu_proportional_adjoint(double epsilon, double kappa, int sign, int dtype, int64_t elements, Address d, Address z,
+                              Address shares, Address y, Address t, Address dz, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::proportional_adjoint<T>({epsilon, kappa, sign}, elements, at<T>(d), at<T>(z), at<T>(shares), at<T>(y),
+                                 at<T>(t), at<T>(dz), threads);
   });
 }
 
@@ -208,6 +226,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_kendall", &cpu_kendall, Free());
   m.def("cpu_max_pool_push", &cpu_max_pool_push, Free());
   m.def("cpu_max_pool_pull", &cpu_max_pool_pull, Free());
+  m.def("cpu_proportional_share", &cpu_proportional_share, Free());
+  m.def("cpu_proportional_adjoint", &cpu_proportional_adjoint, Free());
   m.def("cpu_thin_conv_transpose", &cpu_thin_conv_transpose, Free());
 #ifdef FASTXAI_CUDA
   m.attr("has_cuda") = true;

@@ -143,6 +143,34 @@ def cpu_max_pool_pull(
     threads: int,
     /,
 ) -> None: ...
+def cpu_proportional_share(
+    epsilon: float,
+    kappa: float,
+    sign: int,
+    dtype: int,
+    elements: int,
+    r: int,
+    z: int,
+    y: int,
+    shares: int,
+    threads: int,
+    /,
+) -> None: ...
+def cpu_proportional_adjoint(
+    epsilon: float,
+    kappa: float,
+    sign: int,
+    dtype: int,
+    elements: int,
+    d: int,
+    z: int,
+    shares: int,
+    y: int,
+    t: int,
+    dz: int,
+    threads: int,
+    /,
+) -> None: ...
 def cpu_thin_conv_transpose(geometry: Sequence[int], nu: int, weight: int, mu: int, threads: int) -> None: ...
 def cuda_activation_push(
     code: int,

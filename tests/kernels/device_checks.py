@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
-from cases import PathCase, place
+from cases import PathCase, ShareCase, place
 from torch import Tensor
 
 import fastxai
@@ -31,6 +31,10 @@ PATHS = [
     for name in ("softplus", "gelu", "relu6")
     for structure in (((2, 3, 5, 7), 5, True, True), ((2, 16, 4, 4), 3), ((5, 7), 2, False, True))
 ]
+
+
+# float16 has no room for 1 / 1e-6
+SHARES = [ShareCase((2, 3, 5, 7), sign, 2.0, 0.25, True) for sign in (0, -1)] + [ShareCase((5, 7), 1, 1.0, 0.25)]
 
 
 def rounding(dtype: torch.dtype, device: str) -> float:

@@ -6,7 +6,20 @@ import math
 
 import pytest
 import torch
-from cases import JET_CASES, PATH_CASES, POOL_CASES, JetCase, PathCase, PoolCase, check_jet, check_path, check_pool
+from cases import (
+    JET_CASES,
+    PATH_CASES,
+    POOL_CASES,
+    SHARE_CASES,
+    JetCase,
+    PathCase,
+    PoolCase,
+    ShareCase,
+    check_jet,
+    check_path,
+    check_pool,
+    check_share,
+)
 from kernels import device_checks as checks
 
 import fastxai
@@ -45,6 +58,17 @@ def test_path(case: PathCase) -> None:
 @pytest.mark.parametrize("case", checks.PATHS, ids=str)
 def test_path_storage(case: PathCase, dtype: torch.dtype) -> None:
     check_path(case, "triton", dtype, checks.RELATIVE + checks.rounding(dtype, "cpu"))
+
+
+@pytest.mark.parametrize("case", SHARE_CASES, ids=str)
+def test_share(case: ShareCase) -> None:
+    check_share(case, "triton", torch.float32, checks.RELATIVE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", checks.SHARES, ids=str)
+def test_share_storage(case: ShareCase, dtype: torch.dtype) -> None:
+    check_share(case, "triton", dtype, checks.RELATIVE + checks.rounding(dtype, "cpu"))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 333.3])

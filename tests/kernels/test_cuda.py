@@ -11,12 +11,15 @@ from cases import (
     JET_CASES,
     PATH_CASES,
     POOL_CASES,
+    SHARE_CASES,
     JetCase,
     PathCase,
     PoolCase,
+    ShareCase,
     check_jet,
     check_path,
     check_pool,
+    check_share,
     label,
 )
 from kernels import device_checks as checks
@@ -73,6 +76,17 @@ def test_path(backend: str, case: PathCase) -> None:
 @pytest.mark.parametrize("case", checks.PATHS, ids=str)
 def test_path_storage(backend: str, case: PathCase, dtype: torch.dtype) -> None:
     check_path(case, backend, dtype, checks.RELATIVE + checks.rounding(dtype, "cuda"), "cuda")
+
+
+@pytest.mark.parametrize("case", SHARE_CASES, ids=str)
+def test_share(backend: str, case: ShareCase) -> None:
+    check_share(case, backend, torch.float32, checks.RELATIVE, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", checks.SHARES, ids=str)
+def test_share_storage(backend: str, case: ShareCase, dtype: torch.dtype) -> None:
+    check_share(case, backend, dtype, checks.RELATIVE + checks.rounding(dtype, "cuda"), "cuda")
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 333.3])

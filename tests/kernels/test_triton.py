@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 POINTERS = ("y", "y_v", "kept", "a", "x", "mu", "mu_v", "mu_0", "m_0", "m_1", "a_v", "nu", "nu_v", "nu_0", "t")
+POINTERS += ("r", "z", "d", "dz", "shares")
 HERE = Path(__file__).parent
 CONSTANTS = {"CURVED": False, "WIDE": False, "BLOCK": 1024, "GIVEN": False, "ROWS": 1, "COLS": 1, "UNROLL": 4}
 CONSTANTS |= {"KH": 2, "KW": 2, "SH": 2, "SW": 2, "PH": 0, "PW": 0, "DH": 1, "DW": 1, "LAST": True}
@@ -45,7 +46,7 @@ def compile_for_hopper(kernel: object, pointer: str, **constants: object) -> str
     for i, name in enumerate(kernel.arg_names):  # type: ignore[attr-defined]
         if name in constants or name in CONSTANTS:
             signature[name], values[(i,)] = "constexpr", constants.get(name, CONSTANTS.get(name))
-        elif name in ("beta_head", "beta_tail", "alpha"):
+        elif name in ("beta_head", "beta_tail", "alpha", "epsilon", "kappa"):
             signature[name] = "fp32"
         elif name in POINTERS:
             signature[name] = pointer
@@ -90,6 +91,19 @@ def test_path_kernels_assemble_with_16_byte_accesses(pointer: str) -> None:
         wide = [kind for kind in accesses(ptx, "ld") if kind != scalar]
         assert wide == [".v4.b32"] * loads and accesses(ptx, "st") == [".v4.b32"] * stores
         assert ".local" not in ptx and ".approx" not in ptx
+
+
+@pytest.mark.parametrize("pointer", ["*fp32", "*bf16"])
+def test_share_kernels_assemble_with_16_byte_accesses(pointer: str) -> None:
+    from fastxai.kernels.triton import proportional as kernels
+
+    # r, z(, y) -> S;   d, z, S(, y) -> t, dz
+    for kernel, loads, stores in ((kernels._share_kernel, 2, 1), (kernels._adjoint_kernel, 3, 2)):
+        for masked in (0, 1):
+            constants = {"SIGN": 1} if masked else {"SIGN": 0, "y": None}
+            ptx = compile_for_hopper(kernel, pointer, **constants)
+            assert accesses(ptx, "ld") == [".v4.b32"] * (loads + masked) and accesses(ptx, "st") == [".v4.b32"] * stores
+            assert "div.rn.f32" in ptx and ".local" not in ptx and ".approx" not in ptx
 
 
 def test_max_pool_kernels_assemble_with_16_byte_accesses() -> None:

@@ -1,10 +1,10 @@
 """Proportional redistribution: the one formula of LRP's rules, which are rows of a table over it.
 
-z = sum_m W_m psi_m(x) + b_m;  S = r / stab(z);  C_m = W_m^T S;  r_in = sum kappa psi_m(x) C_m
+z = sum_m W_m psi_m(x) + b_m;  S = kappa r / stab(z);  C_m = W_m^T S;  r_in = sum psi_m(x) C_m
 
-adjoint of t at r_in, with e_m = kappa t psi_m and dS = sum_m W_m e_m:
-t_out = dS / stab(z);  dz = -dS S / stab(z)
-source on x: sum_m psi_m'(x) (kappa t C_m + W_m^T dz);  dW_m = S (x) e_m + dz (x) psi_m;  db_m = sum dz
+adjoint of t at r_in, with e_m = t psi_m(x), dS = sum_m W_m e_m and q = dS / stab(z):
+t_out = kappa q;  dz = -q S
+source on x: sum_m psi_m'(x) (t C_m + W_m^T dz);  dW_m = S (x) e_m + dz (x) psi_m;  db_m = sum dz
 where z is the node's own output y, dz is a source on y, and W^T dz, dz (x) x and sum dz come with the last sweep
 """
 
@@ -23,10 +23,12 @@ from fastxai.engine.jets import Linear, Node, add
 from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.rules._rule import Rule, Site, Sources, is_layer
 from fastxai.engine.weights import Apply, Expr
+from fastxai.kernels import proportional as kernel
 
-__all__ = ["OWN", "Group", "Proportional", "Term", "negative", "positive", "stabilise"]
+__all__ = ["OWN", "Group", "Proportional", "Term", "negative", "positive"]
 
 Transform = Callable[[Tensor], Tensor]
+_ByPart = dict[str, Sequence[Tensor]]
 
 
 def positive(w: Tensor) -> Tensor:
@@ -53,30 +55,6 @@ class Group:
     weight: Transform | None = None
     bias: Transform | None = None
 
-    def psi(self, x: Tensor) -> Tensor:
-        """Return the part of x that the summand is linear in."""
-        match self.part:
-            case "all":
-                return x
-            case "positive":
-                return x.clamp(min=0)
-            case "negative":
-                return x.clamp(max=0)
-            case _:
-                return torch.ones_like(x)
-
-    def bend(self, x: Tensor, cotangent: Tensor) -> Tensor | None:
-        """Return psi'(x) times a cotangent, None for zero."""
-        match self.part:
-            case "all":
-                return cotangent
-            case "positive":
-                return torch.where(x >= 0, cotangent, 0)
-            case "negative":
-                return torch.where(x <= 0, cotangent, 0)
-            case _:
-                return None
-
 
 OWN = Group()
 
@@ -96,10 +74,29 @@ class Term:
     sign: int = 0
 
 
-def stabilise(z: Tensor, epsilon: float) -> Tensor:
-    """Return z + epsilon sign(z), with sign(0) = 1."""
-    plus = z.new_tensor(epsilon)
-    return torch.where(z < 0, -plus, plus).add_(z)
+def _psi(part: str, x: Tensor) -> Tensor:
+    match part:
+        case "all":
+            return x
+        case "positive":
+            return x.clamp(min=0)
+        case "negative":
+            return x.clamp(max=0)
+        case _:
+            return torch.ones_like(x)
+
+
+def _bend(part: str, x: Tensor, cotangent: Tensor) -> Tensor | None:
+    """Return psi'(x) times a cotangent, None for zero."""
+    match part:
+        case "all":
+            return cotangent
+        case "positive":
+            return torch.where(x >= 0, cotangent, 0)
+        case "negative":
+            return torch.where(x <= 0, cotangent, 0)
+        case _:
+            return None
 
 
 @dataclass(frozen=True)
@@ -161,63 +158,75 @@ class Proportional(Rule):
         return [(term, [place(group) for group in term.groups]) for term in self.terms(signed=site.node.signed)]
 
     def explain(self, site: Site, xs: Sequence[Tensor], y: Tensor, r: Tensor) -> tuple[Sequence[Tensor], Any]:
-        """Return sum kappa psi_m C_m per input; arguments as in the base class."""
-        totals: list[Tensor | None] = [None] * len(xs)
+        """Return sum psi_m C_m per input; arguments as in the base class."""
+        table = self._table(site)
+        psis = _parts(table, xs)
+        pulled: _ByPart = {}
         saved = []
-        for term, places in self._table(site):
-            stable = stabilise(self._z(site, places, xs, y), self.stabilizer)
-            shares = r / stable
-            if term.sign:
-                shares = torch.where(y * term.sign > 0, shares, 0)
-            pulled = []
+        for term, places in table:
+            z = self._z(site, places, psis, y)
+            shares = kernel.share(r, z, self.stabilizer, term.kappa, y, term.sign)
             for place in places:
-                cs = site.node.transpose(_weight(site, place), shares)
-                for i, (x, c) in enumerate(zip(xs, cs, strict=True)):
-                    part = c if place.group.part == "ones" else place.group.psi(x) * c
-                    totals[i] = add(totals[i], part if term.kappa == 1 else part * term.kappa)
-                pulled.append(cs)
-            saved.append((stable, shares, pulled))
-        return [total for total in totals if total is not None], saved
+                _join(pulled, place.group.part, site.node.transpose(_weight(site, place), shares))
+            saved.append((z, shares))
+        below: _ByPart = {}
+        for part, cs in pulled.items():
+            _join(below, "all", [psi * c for psi, c in zip(psis[part], cs, strict=True)])
+        return below["all"], (saved, pulled)
 
     @staticmethod
-    def _z(site: Site, places: list[_Place], xs: Sequence[Tensor], y: Tensor) -> Tensor:
+    def _z(site: Site, places: list[_Place], psis: _ByPart, y: Tensor) -> Tensor:
         z: Tensor | None = None
         for place in places:
             if place.weight is None:
                 z = add(z, y)
             else:
                 bias = None if place.bias is None else site.weights[place.bias]
-                z = add(z, site.node.affine(site.weights[place.weight], bias, place.group.psi(xs[0])))
+                z = add(z, site.node.affine(site.weights[place.weight], bias, psis[place.group.part][0]))
         assert z is not None
         return z
 
     def adjoint(self, site: Site, xs: Sequence[Tensor], y: Tensor, saved: Any, ts: Sequence[Tensor]) -> Sources:
         """Return the adjoint of the module's formula; arguments as in the base class."""
+        table, (kept, pulled) = self._table(site), saved
+        psis = _parts(table, xs)
+        es = {part: [t * psi for t, psi in zip(ts, of, strict=True)] for part, of in psis.items()}
         t_out: Tensor | None = None
         on_y: Tensor | None = None
-        on_x: list[Tensor | None] = [None] * len(xs)
+        back: _ByPart = {}
         grads: dict[int, Tensor] = {}
-        for (term, places), (stable, shares, pulled) in zip(self._table(site), saved, strict=True):
-            scaled = [t if term.kappa == 1 else t * term.kappa for t in ts]
-            moved = [[t * place.group.psi(x) for t, x in zip(scaled, xs, strict=True)] for place in places]
+        for (term, places), (z, shares) in zip(table, kept, strict=True):
             d_shares: Tensor | None = None
-            for place, es in zip(places, moved, strict=True):
-                d_shares = add(d_shares, site.node.apply(_weight(site, place), *es))
+            for place in places:
+                d_shares = add(d_shares, site.node.apply(_weight(site, place), *es[place.group.part]))
             assert d_shares is not None
-            quotient = d_shares / stable
-            dz = -quotient * shares
-            if term.sign:
-                quotient = torch.where(y * term.sign > 0, quotient, 0)
-            t_out = add(t_out, quotient)
-            for place, es, cs in zip(places, moved, pulled, strict=True):
-                back = [None] * len(xs) if place.weight is None else site.node.transpose(_weight(site, place), dz)
-                for i, (x, t, c, more) in enumerate(zip(xs, scaled, cs, back, strict=True)):
-                    if place.group.part != "ones":
-                        on_x[i] = add(on_x[i], place.group.bend(x, t * c if more is None else more + t * c))
-                on_y = add(on_y, dz) if place.weight is None else on_y
-                _collect(site, grads, place, (xs[0], es[0], shares, dz))
+            t, dz = kernel.adjoint(d_shares, z, shares, self.stabilizer, term.kappa, y, term.sign)
+            t_out = add(t_out, t)
+            for place in places:
+                part = place.group.part
+                if place.weight is None:
+                    on_y = add(on_y, dz)
+                else:
+                    _join(back, part, site.node.transpose(_weight(site, place), dz))
+                _collect(site, grads, place, (psis[part][0], es[part][0], shares, dz))
         assert t_out is not None
+        on_x: list[Tensor | None] = [None] * len(xs)
+        for part, cs in pulled.items():
+            for i, (x, t, c) in enumerate(zip(xs, ts, cs, strict=True)):
+                mu = torch.addcmul(back[part][i], t, c) if part in back else t * c
+                on_x[i] = add(on_x[i], _bend(part, x, mu))
         return Sources(t_out, on_x, on_y, grads)
+
+
+def _parts(table: list[tuple[Term, list[_Place]]], xs: Sequence[Tensor]) -> _ByPart:
+    """Return every psi(xs) of the table."""
+    parts = dict.fromkeys(place.group.part for _, places in table for place in places)
+    return {part: [_psi(part, x) for x in xs] for part in parts}
+
+
+def _join(sums: _ByPart, part: str, more: Sequence[Any]) -> None:
+    """Add tensors, one per input, to those of a part."""
+    sums[part] = [a + b for a, b in zip(sums[part], more, strict=True)] if part in sums else more
 
 
 def _weight(site: Site, place: _Place) -> Any:
@@ -228,12 +237,12 @@ def _collect(
     site: Site, grads: dict[int, Tensor], place: _Place, operands: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> None:
     """Add dW_m and db_m where they are wanted."""
-    x, e, shares, dz = operands
+    psi, e, shares, dz = operands
     if place.weight is None:
         if site.weight is not None and 0 in site.wanted:
             _accumulate(grads, 0, site.node.weight_grad(site.weight, shares, e))
     elif place.weight in site.wanted:
-        rows = torch.cat([shares, dz]), torch.cat([e, place.group.psi(x)])
+        rows = torch.cat([shares, dz]), torch.cat([e, psi])
         _accumulate(grads, place.weight, site.node.weight_grad(_weight(site, place), *rows))
     if place.bias is not None and place.bias in site.wanted:
         _accumulate(grads, place.bias, site.node.bias_grad(dz))

@@ -12,8 +12,9 @@ from torch import Tensor
 from fastxai import _check
 from fastxai.engine.jets import Node
 from fastxai.engine.rules._rule import Rule, Site, Sources, is_layer
-from fastxai.engine.rules.proportional import negative, positive, stabilise
+from fastxai.engine.rules.proportional import negative, positive
 from fastxai.engine.weights import Apply, Expr
+from fastxai.kernels import proportional as kernel
 
 __all__ = ["ZBox"]
 
@@ -74,29 +75,29 @@ class ZBox(Rule):
         shift = node.apply(plus, low) + node.apply(minus, high)
         if node.own_params > 1:
             shift = shift + node.spread(site.weights[1])
-        stable = stabilise(y - shift, self.stabilizer)
-        shares = r / stable
+        z = y - shift
+        shares = kernel.share(r, z, self.stabilizer)
         (up,), (down,) = node.transpose(plus, shares), node.transpose(minus, shares)
-        return [(xs[0] - low) * up + (xs[0] - high) * down], (stable, shares, up, down)
+        return [(xs[0] - low) * up + (xs[0] - high) * down], (z, shares, up, down)
 
     def adjoint(self, site: Site, xs: Sequence[Tensor], y: Tensor, saved: Any, ts: Sequence[Tensor]) -> Sources:
         """Return the adjoint; arguments as in the base class."""
         node, (plus, minus), (low, high) = site.node, site.weights[-2:], self._bounds(site)
-        stable, shares, up, down = saved
+        z, shares, up, down = saved
         above, below = ts[0] * (xs[0] - low), ts[0] * (xs[0] - high)
-        quotient = (node.apply(plus, above) + node.apply(minus, below)) / stable
-        dz = -quotient * shares
+        t_out, dz = kernel.adjoint(node.apply(plus, above) + node.apply(minus, below), z, shares, self.stabilizer)
         grads, ends, last = {}, None, len(site.weights) - 1
-        summed = dz.sum(0, keepdim=True)
-        for position, weight, e, bound in ((last - 1, plus, above, low), (last, minus, below, high)):
-            if position in site.wanted:
-                grads[position] = node.weight_grad(weight, shares, e) - node.weight_grad(weight, summed, bound)
-        if node.own_params > 1 and 1 in site.wanted:
-            grads[1] = -node.bias_grad(dz)
-        if site.box_moves:
-            (on_low,), (on_high,) = node.transpose(plus, summed), node.transpose(minus, summed)
-            ends = (-on_low - (ts[0] * up).sum(0, keepdim=True), -on_high - (ts[0] * down).sum(0, keepdim=True))
-        return Sources(quotient, [ts[0] * (up + down)], dz, grads, ends)
+        if site.wanted or site.box_moves:
+            summed = dz.sum(0, keepdim=True)
+            for position, weight, e, bound in ((last - 1, plus, above, low), (last, minus, below, high)):
+                if position in site.wanted:
+                    grads[position] = node.weight_grad(weight, shares, e) - node.weight_grad(weight, summed, bound)
+            if node.own_params > 1 and 1 in site.wanted:
+                grads[1] = -node.bias_grad(summed)
+            if site.box_moves:
+                (on_low,), (on_high,) = node.transpose(plus, summed), node.transpose(minus, summed)
+                ends = (-on_low - (ts[0] * up).sum(0, keepdim=True), -on_high - (ts[0] * down).sum(0, keepdim=True))
+        return Sources(t_out, [ts[0] * (up + down)], dz, grads, ends)
 
     @staticmethod
     def _bounds(site: Site) -> tuple[Tensor, Tensor]:
