@@ -6,7 +6,11 @@ import engine.path_nets as nets
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.nets import oracle
+from engine.nets import Scores, oracle, randomise
+from engine.sandwich import sample
+from engine.test_random_nets import ACTS, Program
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import grad
 
@@ -30,13 +34,15 @@ def output_value(output: Output, z: Tensor, target: Tensor) -> Tensor:
     return (z if output == "logit" else z.softmax(1)).gather(1, target[:, None])[:, 0]
 
 
-def by_autograd(model: nn.Module, x: Tensor, xbar: Tensor, points: tuple[Tensor, Tensor], output: Output) -> Tensor:
+def by_autograd(
+    model: Scores, x: Tensor, xbar: Tensor, points: tuple[Tensor, Tensor], output: Output, target: Tensor = TARGETS
+) -> Tensor:
     """The map with a graph, written out point by point."""
     total = torch.zeros_like(x)
     for t, w in zip(*points, strict=True):
         point = xbar + t * (x - xbar)
         point = point if point.requires_grad else point.requires_grad_()
-        value = output_value(output, model(point), TARGETS).sum()
+        value = output_value(output, model(point), target).sum()
         total = total + w * grad(value, point, create_graph=True)[0]
     return (x - xbar) * total
 
@@ -179,6 +185,32 @@ def test_views(kind):
     ours = grad(loss(h, scores), [x, xbar, *model.parameters()])
     theirs = grad(loss(plain, bent(x_plain)), [x_plain, xbar_plain, *model.parameters()])
     assert max(map(relative, ours, theirs)) < 1e-12
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_random_networks(data: st.DataObject) -> None:
+    model = randomise(Program(data, ACTS, data.draw(st.integers(1, 9)))).double()
+    kind, beta = data.draw(st.sampled_from([("softplus", 1.0), ("softplus", 5.0), ("curvature", 2.0)]))
+    view = {"activation" if kind == "softplus" else "surrogate": kind, "beta": beta}
+    n, rows = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([2, 3, 8, None]))
+    scores_of, target = oracle(model, beta, kind), TARGETS[:n]
+    x, xbar = (sample(n) + shift for shift in (0.0, 0.3))
+    leaves = [(a.clone().requires_grad_(), b.clone().requires_grad_()) for a, b in [(x, xbar.flip(3))] * 2]
+    points, net = quadrature("gausslegendre", 3), fastxai.compile(model, **view)
+    run, acts = net._backend(x)
+    assert isinstance(run, Runtime)
+    path = Path(run, data.draw(st.sampled_from([0, 1 << 30])), rows)
+    h, scores = path.integrate(*leaves[0], points, head("probability"), target, acts, parameters=True)
+    plain = by_autograd(scores_of, *leaves[1], points, "probability", target)
+    assume(float(plain.detach().norm()) > 1e-6)
+    scale = 1 / float(plain.detach().norm())
+    results = []
+    for (a, b), value, z in ((leaves[0], h, scores), (leaves[1], plain, scores_of(leaves[1][0]))):
+        total = (scale * value).square().sum() + (torch.linspace(-1, 1, z.numel()).view_as(z) * z).sum()
+        results.append([value, z, *grad(total, [a, b, *model.parameters()], materialize_grads=True)])
+    for ours, theirs in zip(*results, strict=True):
+        assert float((ours - theirs).detach().norm()) < 1e-9 * max(1.0, float(theirs.detach().norm()))
 
 
 def test_prefix_is_swept_once_whatever_the_number_of_points():
