@@ -1,5 +1,12 @@
 """Theory: what curvature says about how far a map can be moved, computed through Hessian-vector products."""
 
+from fastxai.theory.bounds import count_kinks as count_kinks
+from fastxai.theory.bounds import hessian_bound as hessian_bound
+from fastxai.theory.bounds import layer_norms as layer_norms
+from fastxai.theory.bounds import loose_softplus_bound as loose_softplus_bound
+from fastxai.theory.bounds import relu_bound as relu_bound
+from fastxai.theory.bounds import softplus_bound as softplus_bound
+from fastxai.theory.bounds import weight_constant as weight_constant
 from fastxai.theory.curvature import LevelChange as LevelChange
 from fastxai.theory.curvature import level_change as level_change
 from fastxai.theory.curvature import level_curve as level_curve
@@ -7,6 +14,13 @@ from fastxai.theory.curvature import mean_curvature as mean_curvature
 from fastxai.theory.curvature import normal as normal
 from fastxai.theory.curvature import principal_curvatures as principal_curvatures
 from fastxai.theory.curvature import second_fundamental_form as second_fundamental_form
+from fastxai.theory.path import PathChange as PathChange
+from fastxai.theory.path import path_change as path_change
+from fastxai.theory.path import path_length as path_length
+from fastxai.theory.smoothing import density as density
+from fastxai.theory.smoothing import equivalent_beta as equivalent_beta
+from fastxai.theory.smoothing import equivalent_sigma as equivalent_sigma
+from fastxai.theory.smoothing import smoothed_gradient as smoothed_gradient
 from fastxai.theory.spectrum import Estimate as Estimate
 from fastxai.theory.spectrum import Spectrum as Spectrum
 from fastxai.theory.spectrum import frobenius_norm as frobenius_norm
