@@ -6,7 +6,7 @@ import engine.path_nets as nets
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.nets import Scores, oracle, randomise
+from engine.nets import Scores, directions, oracle, randomise
 from engine.sandwich import sample
 from engine.test_random_nets import ACTS, Program
 from hypothesis import HealthCheck, assume, given, settings
@@ -195,8 +195,9 @@ def test_random_networks(data: st.DataObject) -> None:
     view = {"activation" if kind == "softplus" else "surrogate": kind, "beta": beta}
     n, rows = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([2, 3, 8, None]))
     scores_of, target = oracle(model, beta, kind), TARGETS[:n]
-    x, xbar = (sample(n) + shift for shift in (0.0, 0.3))
-    leaves = [(a.clone().requires_grad_(), b.clone().requires_grad_()) for a, b in [(x, xbar.flip(3))] * 2]
+    x = sample(n)
+    xbar = directions(x, 1)[0]
+    leaves = [(x.clone().requires_grad_(), xbar.clone().requires_grad_()) for _ in range(2)]
     points, net = quadrature("gausslegendre", 3), fastxai.compile(model, **view)
     run, acts = net._backend(x)
     assert isinstance(run, Runtime)
