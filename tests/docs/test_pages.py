@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -17,12 +18,21 @@ from fastxai.cli import demo, main
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+# What a page shows of a library that the tests do without; only its syntax is checked.
+NOT_RUN = re.compile(r"^```python not-run\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(.*?)\n.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]*)#?([^)\s]*)\)")
 FEW_STEPS = {"demo": ["--steps", "2"], "attack": ["--steps", "2"], "explain": []}
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return [body for kind, body in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that headings get on GitHub."""
+    titles = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -85,11 +95,21 @@ def test_commands_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_no_block_escapes_by_its_marking(page: Path) -> None:
+    """A block of another marking would be checked by nothing."""
+    assert set(FENCED.findall(page.read_text())) <= {"python", "python not-run", "sh", "text"}
+    for body in NOT_RUN.findall(page.read_text()):
+        ast.parse(body)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_named_paths_exist(page: Path) -> None:
-    text = page.read_text()
-    linked = [target for target in LINK.findall(text) if "://" not in target]
-    for target in linked:
-        assert (page.parent / target).exists(), target
+    text = FENCED.sub("", page.read_text())
+    for target, anchor in LINK.findall(text):
+        if "://" not in target:
+            file = page.parent / target if target else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
     for name in re.findall(r"`((?:fastxai|csrc|tests|bench|examples|docs)/[\w./]+)`", text):
         assert (ROOT / name).exists(), name
 
