@@ -20,15 +20,17 @@ from fastxai import _check
 from fastxai.engine.graph import Graph, ordered
 from fastxai.engine.jets import Layer, Node, Sweep, add
 from fastxai.engine.nodes.activation import Activate
+from fastxai.engine.nodes.cat import Cat
 from fastxai.engine.nodes.max_pool import MaxPool
-from fastxai.engine.nodes.reshape import Reshape
-from fastxai.engine.rules import Composite, Site
+from fastxai.engine.nodes.reshape import Permute, Reshape
+from fastxai.engine.rules import Composite, PassThrough, Site
 from fastxai.engine.runtime import Activations, Extend, Runtime, dense, numeric
 from fastxai.engine.weights import evaluate
 
 __all__ = ["SEEDS", "LayerSample", "RuleRuntime"]
 
 SEEDS = ("one", "score")
+_MOVES = (Cat, MaxPool, Permute, Reshape)
 
 
 @dataclass
@@ -88,6 +90,10 @@ class RuleRuntime(Runtime):
         nodes = ordered(start, output)
         self.rules = composite.assign(nodes)
         super().__init__(Graph(start, output, overwrite=False))
+        self._readers: list[list[Node]] = [[] for _ in nodes]
+        for node in nodes:
+            for parent in node.inputs:
+                self._readers[parent.index].append(node)
         self._boxes: dict[int, _Box] = {}
 
     def attribute(
@@ -137,9 +143,31 @@ class RuleRuntime(Runtime):
 
     def gated(self, node: Node) -> bool:
         """Return True if everything that reads a node is an activation, pools and reshapes in between allowed."""
-        readers = [reader for reader in self.graph.nodes if node.index in self.graph.inputs[reader.index]]
+        readers = self._readers[node.index]
         return bool(readers) and all(
             isinstance(reader, Activate) or (isinstance(reader, (MaxPool, Reshape)) and self.gated(reader))
+            for reader in readers
+        )
+
+    def _closed(self, node: Node, acts: Activations) -> bool:
+        """Return True if relevance of a node's output is zero wherever that is not positive, and t is ignored there.
+
+        So it is below a ReLU that relevance passes, if every reader of the ReLU's output multiplies by it: in sweeps 2
+        and 3 by the zero itself, in sweep 4 by the ReLU's derivative.
+        """
+
+        def closing(reader: Node) -> bool:
+            if not isinstance(reader, Activate):
+                return isinstance(reader, _MOVES) and self._closed(reader, acts)
+            relu = acts[reader.activation_slot].name in ("relu", "relu6")
+            return relu and isinstance(self.rules[reader.index], PassThrough) and self._proportional(reader)
+
+        return bool(self._readers[node.index]) and all(map(closing, self._readers[node.index]))
+
+    def _proportional(self, node: Node) -> bool:
+        readers = self._readers[node.index]
+        return bool(readers) and all(
+            self.rules[reader.index].proportional or (isinstance(reader, _MOVES) and self._proportional(reader))
             for reader in readers
         )
 
@@ -157,7 +185,8 @@ class RuleRuntime(Runtime):
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
             box = None if rule.box is None else self._box(s, node, rule.box, x)
             moves = box is not None and any(wanted(self.graph.nodes[i]) for i in box.values)
-            sites.append(Site(node, s, wanted(node), None if box is None else box.ends, moves))
+            closed = isinstance(node, Layer) and self._closed(node, s.activations)
+            sites.append(Site(node, s, wanted(node), None if box is None else box.ends, moves, closed))
         return sites
 
     def _box(self, s: Sweep, node: Node, box: tuple[Any, Any], like: Tensor) -> _Box:

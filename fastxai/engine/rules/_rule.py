@@ -44,6 +44,7 @@ class Site:
         wanted: positions of the parameters whose gradient is asked for.
         box: lowest and highest input of the node [1, ...], for rules with a ``box``.
         box_moves: parameters whose gradient is asked for lie between the network's input and the node.
+        closed: relevance of the output is zero where that is not positive, and its cotangent counts for nothing there.
     """
 
     node: Any
@@ -51,6 +52,7 @@ class Site:
     wanted: frozenset[int] = frozenset()
     box: tuple[Tensor, Tensor] | None = None
     box_moves: bool = False
+    closed: bool = False
 
     @property
     def weights(self) -> Sequence[Any]:
@@ -91,6 +93,11 @@ class Rule:
     """
 
     box: tuple[Any, Any] | None = None
+
+    @property
+    def proportional(self) -> bool:
+        """True if the relevance of every input is that input times something."""
+        return False
 
     def params(self, node: Node) -> list[Expr]:
         """Return the weights that the rule needs beside the node's own, as expressions of ``node.params``."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -128,6 +128,11 @@ class Proportional(Rule):
     def terms(self, *, signed: bool) -> tuple[Term, ...]:
         """Return the rule's row of the table; ``signed`` is False where the input is known to be >= 0."""
 
+    @property
+    def proportional(self) -> bool:
+        """True unless a group leaves its input aside."""
+        return all(group.part != "ones" for term in self.terms(signed=True) for group in term.groups)
+
     def _columns(self, node: Any) -> tuple[list[Transform], list[Transform]]:
         """Return every distinct W_m and b_m of the terms, as functions of W and b."""
         groups = [group for term in self.terms(signed=node.signed) for group in term.groups]
@@ -155,7 +160,10 @@ class Proportional(Rule):
             b = None if at is None else first + len(weights) + at
             return _Place(group, w, b)
 
-        return [(term, [place(group) for group in term.groups]) for term in self.terms(signed=site.node.signed)]
+        terms = self.terms(signed=site.node.signed)
+        if site.closed:
+            terms = [replace(term, sign=0) for term in terms if term.sign >= 0]
+        return [(term, [place(group) for group in term.groups]) for term in terms]
 
     def explain(self, site: Site, xs: Sequence[Tensor], y: Tensor, r: Tensor) -> tuple[Sequence[Tensor], Any]:
         """Return sum psi_m C_m per input; arguments as in the base class."""
@@ -213,7 +221,7 @@ class Proportional(Rule):
         on_x: list[Tensor | None] = [None] * len(xs)
         for part, cs in pulled.items():
             for i, (x, t, c) in enumerate(zip(xs, ts, cs, strict=True)):
-                mu = torch.addcmul(back[part][i], t, c) if part in back else t * c
+                mu = back[part][i].addcmul_(t, c) if part in back else t * c
                 on_x[i] = add(on_x[i], _bend(part, x, mu))
         return Sources(t_out, on_x, on_y, grads)
 
