@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/activation.h"
+#include "cpu/attack_step.h"
 #include "cpu/interpolate.h"
 #include "cpu/kendall.h"
 #include "cpu/max_pool.h"
@@ -152,6 +153,44 @@ void cpu_max_pool_pull(int dtype, int64_t components, int64_t rows, int64_t chan
   });
 }
 
+// The geometry of fastxai/kernels/attack_step.py: samples, elements, channels, inner.
+using ImageGeometry = std::array<int64_t, 4>;
+
+template <class T>
+cpu::Images<T> images(const ImageGeometry& g, Address low, Address high, Address frozen) {
+  return {g[0], g[1], g[2], g[3], at<T>(low), at<T>(high), at<bool>(frozen)};
+}
+
+void cpu_attack_step_adam(int dtype, const ImageGeometry& geometry, const std::array<double, 5>& adam, Address x,
+                          Address gradient, Address m, Address v, Address low, Address high, Address frozen,
+                          Address out, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::attack_step_adam<T>(images<T>(geometry, low, high, frozen), {adam[0], adam[1], adam[2], adam[3], adam[4]},
+                             at<T>(x), at<T>(gradient), at<T>(m), at<T>(v), at<T>(out), threads);
+  });
+}
+
+void cpu_attack_step_sign(int dtype, const ImageGeometry& geometry, double alpha, double eps, Address x,
+                          Address gradient, Address origin, Address low, Address high, Address frozen, Address out,
+                          int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::attack_step_sign<T>(images<T>(geometry, low, high, frozen), alpha, eps, at<T>(x), at<T>(gradient),
+                             at<T>(origin), at<T>(out), threads);
+  });
+}
+
+void cpu_attack_step_l2(int dtype, const ImageGeometry& geometry, double alpha, double eps, Address x,
+                        Address gradient, Address origin, Address low, Address high, Address frozen, Address out,
+                        int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::attack_step_l2<T>(images<T>(geometry, low, high, frozen), alpha, eps, at<T>(x), at<T>(gradient),
+                           at<T>(origin), at<T>(out), threads);
+  });
+}
+
 void cpu_kendall(int dtype, int64_t samples, int64_t size, Address a, Address b, Address counts, int threads) {
   with_cpu_type(dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -219,6 +258,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_activation_push", &cpu_activation_push, Free());
   m.def("cpu_activation_pull", &cpu_activation_pull, Free());
   m.def("cpu_activation_pull_primal", &cpu_activation_pull_primal, Free());
+  m.def("cpu_attack_step_adam", &cpu_attack_step_adam, Free());
+  m.def("cpu_attack_step_l2", &cpu_attack_step_l2, Free());
+  m.def("cpu_attack_step_sign", &cpu_attack_step_sign, Free());
   m.def("cpu_interpolate_push", &cpu_interpolate_push, Free());
   m.def("cpu_interpolate_tangent", &cpu_interpolate_tangent, Free());
   m.def("cpu_interpolate_reduce", &cpu_interpolate_reduce, Free());

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fastxai import _check
 from fastxai.attacks import _random
+from fastxai.attacks._optimizer import Box
+from fastxai.kernels import attack_step
 
 __all__ = ["Ball", "Restarts"]
 
@@ -36,15 +38,10 @@ class Ball:
         _check.positive(self.eps, "eps")
         _check.one_of(self.norm, "norm", ("linf", "l2"))
 
-    def project(self, x: Tensor, origin: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return the nearest point of the ball around ``origin``, clamped to [low, high]; x and origin [N, C, H, W]."""
-        moved = x - origin
-        if self.norm == "linf":
-            moved = moved.clamp(-self.eps, self.eps)
-        else:
-            length = moved.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            moved = torch.where(length > self.eps, moved * (self.eps / length), moved)
-        return (origin + moved).clamp(low, high)
+    def project(self, x: Tensor, origin: Tensor, box: Box) -> Tensor:
+        """Return the nearest point of the ball around ``origin``, clamped to the box; x and origin [N, C, ...]."""
+        step = attack_step.sign_project_clip if self.norm == "linf" else attack_step.l2_project_clip
+        return step(x, None, origin, 0.0, self.eps, box)
 
     def draw(self, count: int, sample: Tensor, *keys: int) -> Tensor:
         """Return uniform points of the ball around 0, float64 [N, count]; arguments as in ``_random.uniform``."""
@@ -86,14 +83,13 @@ class Restarts:
             _check.positive(self.sigma, "sigma")
         _check.require(isinstance(self.seed, int), "seed", "be an int", self.seed)
 
-    def starts(self, x: Tensor, ball: Ball | None, low: Tensor, high: Tensor, index: Tensor) -> Tensor:
+    def starts(self, x: Tensor, ball: Ball | None, box: Box, index: Tensor) -> Tensor:
         """Return the starts [R N, ...], restart by restart, all of them valid.
 
         Args:
             x: originals [N, C, H, W].
             ball: the attack's; needed where sigma is None.
-            low: lowest valid values, like ``high`` of a shape that broadcasts with x.
-            high: highest ones.
+            box: the lowest and the highest valid value, [C] each.
             index: numbers of the samples, LongTensor [N].
         """
         starts = [x]
@@ -105,5 +101,9 @@ class Restarts:
                 assert ball is not None
                 noise = ball.draw(*keys)
             moved = x + noise.view(x.shape).to(x.dtype)
-            starts.append(moved.clamp(low, high) if ball is None else ball.project(moved, x, low, high))
+            if ball is None:
+                low, high = (bound.view(-1, 1, 1) for bound in box)
+                starts.append(moved.clamp(low, high))
+            else:
+                starts.append(ball.project(moved, x, box))
         return torch.cat(starts)

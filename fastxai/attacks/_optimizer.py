@@ -6,33 +6,33 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["OPTIMIZERS", "Adam", "Descent", "Optimizer"]
+from fastxai.kernels.attack_step import adam_clamp, moments
 
-BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8
+__all__ = ["OPTIMIZERS", "Adam", "Box", "Descent", "Optimizer"]
+
+# The lowest and the highest valid value, [C] each.
+Box = tuple[Tensor, Tensor]
 
 
 class Adam:
-    """m = b1 m + (1-b1) d, v = b2 v + (1-b2) d^2, x - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps), per element."""
+    """Adam's step; the formula is that of ``fastxai.kernels.attack_step``."""
 
     def __init__(self, lr: float) -> None:
         self.lr = lr
         self.t = 0
-        self.m: Tensor | None = None
-        self.v: Tensor | None = None
+        self.state: tuple[Tensor, Tensor] | None = None
 
-    def step(self, x: Tensor, gradient: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return the next x, clamped to [low, high]."""
+    def step(self, x: Tensor, gradient: Tensor, box: Box) -> Tensor:
+        """Return the next x [N, C, ...], clamped to the box."""
         self.t += 1
-        m, v = (1 - BETA_1) * gradient, (1 - BETA_2) * gradient.square()
-        self.m = m if self.m is None else BETA_1 * self.m + m
-        self.v = v if self.v is None else BETA_2 * self.v + v
-        spread = self.v.sqrt() / (1 - BETA_2**self.t) ** 0.5 + EPS
-        return (x - self.lr / (1 - BETA_1**self.t) * self.m / spread).clamp(low, high)
+        self.state = moments(x) if self.state is None else self.state
+        return adam_clamp(x, gradient, self.state, self.lr, self.t, box)
 
     def keep(self, rows: Tensor) -> None:
         """Forget every row but these, LongTensor."""
-        if self.m is not None and self.v is not None:
-            self.m, self.v = self.m[rows], self.v[rows]
+        if self.state is not None:
+            m, v = self.state
+            self.state = m[rows], v[rows]
 
 
 class Descent:
@@ -41,8 +41,9 @@ class Descent:
     def __init__(self, lr: float) -> None:
         self.lr = lr
 
-    def step(self, x: Tensor, gradient: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return the next x, clamped to [low, high]."""
+    def step(self, x: Tensor, gradient: Tensor, box: Box) -> Tensor:
+        """Return the next x [N, C, ...], clamped to the box."""
+        low, high = (bound.view(-1, *[1] * (x.dim() - 2)) for bound in box)
         return (x - self.lr * gradient).clamp(low, high)
 
     def keep(self, rows: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastxai import _check
-from fastxai.attacks._optimizer import OPTIMIZERS, Optimizer
+from fastxai.attacks._optimizer import OPTIMIZERS, Box, Optimizer
 from fastxai.attacks._result import AttackResult, Metrics, OutputChange, Similarity
 from fastxai.engine import Net
 from fastxai.explainers import reduce_map
@@ -92,7 +92,7 @@ class Task:
         fits = _check.tensor(x, "x").dim() == 4 and min(x.shape[2:]) >= _WINDOW
         _check.require(fits, "x", f"have shape [N, C, H, W], H and W at least {_WINDOW}", list(x.shape))
         self.x = x.detach()
-        self.low, self.high = self._bounds()
+        self.box = self._bounds()
         self.target_map = self._target_map(target_map)
         with torch.no_grad():
             self.scores = self.net.base(self.x)
@@ -123,11 +123,11 @@ class Task:
         whole = isinstance(index, Tensor) and not index.is_floating_point()
         _check.require(whole, "index", "be a LongTensor", type(index).__name__, TypeError)
         index = _check.shape(index, "index", (len(x),)).to(x.device, torch.long)
-        starts = x if restarts is None else restarts.starts(x, self.attack.ball, self.low, self.high, index)
+        starts = x if restarts is None else restarts.starts(x, self.attack.ball, self.box, index)
         constants = (x, self.target_map, self.target, self.classes, output)
         return _Rows(torch.arange(len(starts), device=x.device), starts, *map(self._copies, constants))
 
-    def _bounds(self) -> tuple[Tensor, Tensor]:
+    def _bounds(self) -> Box:
         x, (low, high) = self.x, self.attack.bounds
         channels = x.shape[1]
         made = []
@@ -135,14 +135,14 @@ class Task:
             bound = torch.as_tensor(value, dtype=torch.float64).flatten()
             fits = bound.numel() in (1, channels)
             _check.require(fits, "bounds", f"be numbers or {channels} values (one a channel)", value)
-            made.append(bound.to(x.device, x.dtype).view(1, -1, 1, 1))
-        low, high = made
+            made.append(bound.to(x.device, x.dtype).expand(channels).contiguous())
+        low, high = (bound.view(-1, 1, 1) for bound in made)
         _check.require(bool((low < high).all()), "bounds", "be lowest < highest", self.attack.bounds)
         slack = _SLACK * (high - low)
         inside = bool(((x >= low - slack) & (x <= high + slack)).all())
         if not inside:
             _check.require(False, "x", "lie within the bounds", f"{x.min().item():.4g} .. {x.max().item():.4g}")
-        return low, high
+        return made[0], made[1]
 
     def _target_map(self, target_map: Tensor) -> Tensor:
         x, name = self.x, "target_map"
@@ -206,7 +206,9 @@ class Task:
         attack, net = self.attack, self.net
         optimizer = OPTIMIZERS[attack.optimizer](attack.lr)
         free = self.betas is None and net.base is net
-        low, high = (self.low, self.high) if attack.ball is None else (self.low - torch.inf, self.high + torch.inf)
+        # Where there is a ball, its projection comes between the step and the clamping.
+        low, high = self.box
+        box = self.box if attack.ball is None else (low - torch.inf, high + torch.inf)
         for step in range(attack.steps):
             rows = self.rows
             if attack.stop is not None and not len(rows):
@@ -222,9 +224,9 @@ class Task:
             with torch.no_grad():
                 if free:
                     self._compare(h, terms[0], scores.argmax(1), step)
-                images = optimizer.step(rows.images, gradient, low, high)
+                images = optimizer.step(rows.images, gradient, box)
                 if attack.ball is not None:
-                    images = attack.ball.project(images, rows.origin, self.low, self.high)
+                    images = attack.ball.project(images, rows.origin, self.box)
             self.rows = replace(rows, images=images)
             self.history.append((self._spread(terms[0]), self._spread(terms[1])))
             left = attack.steps - step - 1
@@ -267,7 +269,8 @@ class Task:
         with torch.no_grad():
             maps = self._map(images, self.target, self.net)[0]
             scores = self.net.base(images)
-            unit, unit_0 = ((i - self.low) / (self.high - self.low) for i in (images, self.x))
+            low, high = (bound.view(-1, 1, 1) for bound in self.box)
+            unit, unit_0 = ((i - low) / (high - low) for i in (images, self.x))
             metrics = Metrics(
                 Similarity.between(maps, self.target_map),
                 Similarity.between(maps, self.original_map),

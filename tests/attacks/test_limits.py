@@ -61,15 +61,15 @@ def test_projection_is_the_nearest_point_then_clamped(norm):
     """Against bisection along the segment for l2 and per element for linf."""
     origin = torch.rand(4, 3, 8, 8, dtype=torch.float64) - 0.5
     x = origin + torch.randn(4, 3, 8, 8, dtype=torch.float64) * torch.tensor([0.001, 0.1, 1, 10]).view(4, 1, 1, 1)
-    infinite = LOW - torch.inf, HIGH + torch.inf
-    got = Ball(0.3, norm).project(x, origin, *infinite)
+    low, high = LOW.flatten(), HIGH.flatten()
+    got = Ball(0.3, norm).project(x, origin, (low - torch.inf, high + torch.inf))
     moved = x - origin
     if norm == "l2":
         want = origin + moved * (0.3 / length(moved, norm)).clamp(max=1).view(4, 1, 1, 1)
     else:
         want = torch.maximum(torch.minimum(x, origin + 0.3), origin - 0.3)
     torch.testing.assert_close(got, want, rtol=1e-14, atol=1e-15)
-    clamped = Ball(0.3, norm).project(x, origin, LOW * 0.1, HIGH * 0.1)
+    clamped = Ball(0.3, norm).project(x, origin, (low * 0.1, high * 0.1))
     torch.testing.assert_close(clamped, want.clamp(LOW * 0.1, HIGH * 0.1), rtol=1e-14, atol=1e-15)
 
 

@@ -1,8 +1,8 @@
 """Every map under attack: the trajectory of the same loop in plain autograd, from the paper's equations.
 
-Both loops round differently, in float64 by parts in 1e16 of each gradient. Adam's first steps are near lr sign(d), so an
-element whose gradient is small against the others moves by a relative error that is not: over 50 steps the iterates here
-differ by up to 4e-13 of the way that they can go, lr times steps. The bound is 1e-10.
+Both loops round differently, in float64 by parts in 1e16 of each gradient. Adam's first steps are near lr sign(d), so
+an element whose gradient is small against the others moves by a relative error that is not: over 50 steps the iterates
+here differ by up to 4e-13 of the way that they can go, lr times steps. The bound is 1e-10.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from cases import (
     check_share,
 )
 from kernels import device_checks as checks
+from step_cases import STEP_CASES, StepCase, check_step
 
 import fastxai
 from fastxai.kernels import activation as jets
@@ -100,9 +101,22 @@ def test_max_pool_storage(dtype: torch.dtype) -> None:
         check_pool(case, "triton", dtype)
 
 
+@pytest.mark.parametrize("case", STEP_CASES, ids=str)
+def test_attack_step(case: StepCase) -> None:
+    check_step(case, "triton", torch.float32, 4e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_attack_step_storage(dtype: torch.dtype) -> None:
+    for case in STEP_CASES[::4]:
+        check_step(case, "triton", dtype, checks.rounding(dtype, "cpu"))
+
+
 def test_element_numbers_in_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastxai.kernels.triton.INT32_ELEMENTS", 0)
     check_jet(JetCase(Activation("softplus", 3.0), (2, 3, 5, 7), 1, biased=True), "triton", torch.float32, 2e-6)
     check_path(PathCase(Activation("softplus", 3.0), (2, 3, 5, 7), 3, biased=True), "triton", torch.float32, 2e-6)
     for case in SMALL_POOLS[2:4]:
         check_pool(case, "triton", torch.float32)
+    for case in STEP_CASES[1::6]:
+        check_step(case, "triton", torch.float32, 4e-7)

@@ -23,6 +23,7 @@ from cases import (
     label,
 )
 from kernels import device_checks as checks
+from step_cases import STEP_CASES, StepCase, check_step
 
 import fastxai
 from fastxai import _backend
@@ -102,6 +103,15 @@ def test_special_values(backend: str) -> None:
 @pytest.mark.parametrize("case", POOL_CASES, ids=str)
 def test_max_pool(backend: str, case: PoolCase, dtype: torch.dtype) -> None:
     check_pool(case, backend, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", list(checks.STORAGE), ids=str)
+@pytest.mark.parametrize("case", STEP_CASES, ids=str)
+def test_attack_step(case: StepCase, dtype: torch.dtype) -> None:
+    reason = fastxai.available()["triton"]
+    if reason:
+        pytest.skip(f"backend 'triton': {reason}")
+    check_step(case, "triton", dtype, max(4e-7, checks.rounding(dtype, "cuda")), "cuda")
 
 
 def test_more_elements_than_one_grid(backend: str) -> None:

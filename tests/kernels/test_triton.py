@@ -21,6 +21,9 @@ from triton.compiler import ASTSource  # noqa: E402
 
 POINTERS = ("y", "y_v", "kept", "a", "x", "mu", "mu_v", "mu_0", "m_0", "m_1", "a_v", "nu", "nu_v", "nu_0", "t")
 POINTERS += ("r", "z", "d", "dz", "shares")
+POINTERS += ("out", "gradient", "m", "v", "low", "high", "origin")
+FLOATS = ("beta_head", "beta_tail", "alpha", "epsilon", "kappa")
+FLOATS += ("beta_1", "rest_1", "beta_2", "rest_2", "eps", "step", "correction")
 HERE = Path(__file__).parent
 CONSTANTS = {"CURVED": False, "WIDE": False, "BLOCK": 1024, "GIVEN": False, "ROWS": 1, "COLS": 1, "UNROLL": 4}
 CONSTANTS |= {"KH": 2, "KW": 2, "SH": 2, "SW": 2, "PH": 0, "PW": 0, "DH": 1, "DW": 1, "LAST": True}
@@ -46,7 +49,7 @@ def compile_for_hopper(kernel: object, pointer: str, **constants: object) -> str
     for i, name in enumerate(kernel.arg_names):  # type: ignore[attr-defined]
         if name in constants or name in CONSTANTS:
             signature[name], values[(i,)] = "constexpr", constants.get(name, CONSTANTS.get(name))
-        elif name in ("beta_head", "beta_tail", "alpha", "epsilon", "kappa"):
+        elif name in FLOATS:
             signature[name] = "fp32"
         elif name in POINTERS:
             signature[name] = pointer
@@ -114,3 +117,15 @@ def test_max_pool_kernels_assemble_with_16_byte_accesses() -> None:
     # four window positions -> y, four index bytes;   four index bytes, nu -> mu
     assert accesses(push, "ld") == [".v4.b32"] * 4 and sorted(accesses(push, "st")) == [".b32", ".v4.b32"]
     assert sorted(accesses(pull, "ld")) == [".b32", ".v4.b32"] and accesses(pull, "st") == [".v4.b32"]
+
+
+def test_attack_step_kernels_assemble_with_16_byte_accesses() -> None:
+    from fastxai.kernels.triton import attack_step as kernels
+
+    adam = compile_for_hopper(kernels._adam_kernel, "*fp32", frozen=None)
+    sign = compile_for_hopper(kernels._sign_kernel, "*fp32", frozen=None)
+    l2 = compile_for_hopper(kernels._l2_kernel, "*fp32", frozen=None)
+    # x, gradient, m, v -> x', m, v;   x, gradient, origin -> x';   bounds are gathered
+    for ptx, loads, stores in ((adam, 4, 3), (sign, 3, 1)):
+        assert accesses(ptx, "ld").count(".v4.b32") == loads and accesses(ptx, "st") == [".v4.b32"] * stores
+    assert not any(".local" in ptx or ".approx" in ptx for ptx in (adam, sign, l2))
