@@ -1,4 +1,4 @@
-"""The elementwise kernels, paths and max-pooling against PyTorch: values first, then medians of interleaved runs.
+"""The elementwise kernels, paths, pools and shares against PyTorch: values first, then medians of interleaved runs.
 
 ``python bench/kernels.py [--device cpu|cuda] [--small]``. GB/s counts the bytes that must move, each operand once, the
 same for both sides; the yardstick of a pull and of a path is a copy of as many bytes. On a GPU both backends run,
@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fastxai
 from fastxai.kernels import activation as jets
-from fastxai.kernels import interpolate, max_pool
+from fastxai.kernels import interpolate, max_pool, proportional
 from fastxai.kernels.activation import Activation
 from fastxai.kernels.max_pool import Window
 
@@ -180,6 +180,36 @@ def pool_cases(x: Tensor, x_v: Tensor) -> list[Case]:
     ]  # fmt: skip
 
 
+def share_cases(a: Tensor, a_v: Tensor) -> list[Case]:
+    """Relevance over a stabilised sum, where y > 0, and the adjoint; the memory that this one takes is its own."""
+    r, z, y, d, epsilon = a_v, a, a.flip(0), a_v.flip(0), 1e-6
+    spare, unit = d.clone(), z.numel() * z.element_size()
+
+    def theirs_share(r: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        return torch.where(y > 0, r / torch.where(z < 0, z - epsilon, z + epsilon), 0)
+
+    def theirs_adjoint(d: Tensor, z: Tensor, shares: Tensor, y: Tensor) -> Result:
+        quotient = d / torch.where(z < 0, z - epsilon, z + epsilon)
+        return torch.where(y > 0, quotient, 0), -quotient * shares
+
+    def ours_adjoint() -> Result:
+        return proportional.adjoint(spare.copy_(d), z, shares, epsilon, 1.0, y, 1)
+
+    shares = theirs_share(r, z, y)
+    wide = [x.double() for x in (d, z, shares, y)]
+    return [
+        Case(
+            "share, where y > 0", "where, add, divide, where",
+            lambda: (proportional.share(r, z, epsilon, 1.0, y, 1),), lambda: (theirs_share(r, z, y),),
+            4 * unit, (theirs_share(r.double(), z.double(), y.double()),),
+        ),
+        Case(
+            "share, adjoint and a copy", "the same in six steps",
+            ours_adjoint, lambda: theirs_adjoint(d.clone(), z, shares, y), 8 * unit, theirs_adjoint(*wide),
+        ),
+    ]  # fmt: skip
+
+
 def verify(case: Case, backend: str, result: Result, *, ours: bool) -> float:
     """Return the largest error relative to the largest value; SystemExit beyond the tolerance: no time is printed."""
     got = case.comparable(*result) if ours else result
@@ -236,7 +266,7 @@ def main() -> None:
         a, a_v = (torch.randn(rows, 32, 32, 32, device=args.device).to(dtype) for _ in range(2))
         for case in [*push_cases(a, a_v), pull_case(a, a_v, 1), pull_case(a, a_v, 4)]:
             report += run(case, backends, args.repeats, args.device)
-        for case in [*path_cases(a, a_v), *pool_cases(a, a_v)]:
+        for case in [*path_cases(a, a_v), *pool_cases(a, a_v), *share_cases(a, a_v)]:
             only_triton = [name for name in backends if name != "cuda"]  # there is no CUDA version of these
             report += run(case, only_triton, args.repeats, args.device)
     print(table(["kernel", "dtype", "by", "ms", "GB/s", "x rival", "error"], report))
