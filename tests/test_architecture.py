@@ -35,7 +35,9 @@ def may_import(part: str) -> set[str]:
     if part == "kernels":
         return {part}
     models = {"models"} if ORDER.index(part) > ORDER.index("engine") else set()
-    return below | models | set(LEAVES) | ({"theory", "report", "studies"} if part in ("sweep", "cli") else set())
+    theory = {"theory"} if ORDER.index(part) >= ORDER.index("evaluation") else set()
+    reports = {"report", "studies"} if part in ("sweep", "cli") else set()
+    return below | models | set(LEAVES) | theory | reports
 
 
 def part_of(path: Path) -> str:

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fastxai._check import require
@@ -144,8 +144,8 @@ class ResultStore:
             if all((getattr(row, k) if k in _FIELDS else row.key.get(k)) == value for k, value in wanted.items())
         ]
 
-    def tensors(self, row: Row) -> dict[str, Tensor]:
-        """Return the tensors beside a row; none if it was written without.
+    def tensors(self, row: Row, prefix: str = "") -> dict[str, Tensor]:
+        """Return the tensors beside a row whose names begin with ``prefix``; none if it was written without.
 
         Raises:
             ValueError: the file is corrupt.
@@ -154,7 +154,9 @@ class ResultStore:
         if not file.is_file():
             return {}
         try:
-            return load_file(file)
+            with safe_open(file, "pt") as stored:
+                names = [name for name in stored.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
+                return {name: stored.get_tensor(name) for name in names}
         except SafetensorError as error:
             raise ValueError(f"{file} must be a safetensors file, got {error}") from error
 

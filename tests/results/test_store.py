@@ -101,6 +101,7 @@ def test_tensors(tmp_path: Path) -> None:
     assert back.keys() == tensors.keys()
     for name, value in tensors.items():
         assert torch.equal(back[name], value)
+    assert store.tensors(ROW, "map").keys() == {"maps"}
     store.write(ROW, {"maps": torch.zeros(1)})
     assert torch.equal(store.tensors(ROW)["maps"], torch.zeros(1))
     (tmp_path / f"{ROW.name}.safetensors").write_bytes(b"no")

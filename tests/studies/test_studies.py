@@ -1,0 +1,85 @@
+"""The studies' files say nothing that the package does not know, and the paper's numbers."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from evaluation.small import small_net, task
+
+import fastxai
+from fastxai import evaluation, studies
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_name_in_a_study_is_known(name: str) -> None:
+    study = studies.load(name)
+    assert study.methods.keys() <= evaluation.METHODS.keys()
+    assert all(table["title"] for table in study.methods.values())
+    before: set[str] = set()
+    for experiment in study.experiments.values():
+        assert callable(evaluation.experiment(experiment.run))
+        assert set(experiment.methods) <= study.methods.keys()
+        assert experiment.per_method.keys() <= set(experiment.methods)
+        assert experiment.needs == "" or experiment.needs in before, "what others build on comes first"
+        before.add(experiment.name)
+    for section in study.sections:
+        assert callable(importlib.import_module(f"fastxai.report.sections.{section}").build)
+    assert study.defaults.keys() == {"pairs", "batch", "seed", "examples"}
+
+
+def test_merged() -> None:
+    base = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert studies.merged(base, {"a": {"c": {"f": 4}}, "e": {"g": 5}}) == {
+        "a": {"b": 1, "c": {"d": 2, "f": 4}},
+        "e": {"g": 5},
+    }
+    assert base == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+
+
+def test_unknown_study() -> None:
+    with pytest.raises(ValueError, match=r"name must be one of .*geometry"):
+        studies.load("none")
+
+
+# [M1] tables 1, 4 and 5: iterations and step size.
+PAPER = {
+    "manipulation": {
+        "gradient": (1500, 1e-3),
+        "input_x_gradient": (1500, 1e-3),
+        "integrated_gradients": (500, 5e-3),
+        "lrp": (1500, 2e-4),
+        "guided_backprop": (1500, 1e-3),
+        "pattern_attribution": (1500, 2e-3),
+    },
+    "smooth_grad": {"gradient": (1500, 3e-3), "lrp": (1500, 3e-4)},
+    "beta_smoothing": {
+        "gradient": (500, 2.5e-4),
+        "input_x_gradient": (500, 2.5e-4),
+        "integrated_gradients": (200, 2.5e-3),
+        "lrp": (1500, 2e-4),
+        "guided_backprop": (500, 5e-4),
+        "pattern_attribution": (500, 5e-4),
+    },
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_geometry_study_has_the_papers_settings(name: str) -> None:
+    study = studies.load("geometry")
+    assert study.defaults["pairs"] == 100
+    experiment = study.experiments[name]
+    assert set(experiment.methods) == PAPER[name].keys()
+    net = fastxai.compile(small_net())
+    patterns = fastxai.PatternTrainer(net).fit([task().x])
+    for method, (steps, lr) in PAPER[name].items():
+        options = {k: v for k, v in study.methods[method].items() if k != "title"}
+        explainer = evaluation.explainer(method, net, task().space, options, patterns)
+        settings = {**experiment.settings_of(method), "preset": "imagenet"}
+        said = evaluation.resolved(experiment.run, task(explainer, settings=settings))
+        assert (said["attack"]["steps"], said["attack"]["lr"]) == (steps, lr)
+        assert said["attack"]["beta"] == (None if method == "lrp" or name == "beta_smoothing" else [10.0, 100.0])
+        if name == "beta_smoothing":
+            assert said["beta"] == 0.8
+        if name == "smooth_grad":
+            assert said["n_samples"] == 10
