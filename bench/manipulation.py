@@ -3,6 +3,9 @@
 ``python bench/manipulation.py [--pairs 16] [--steps 300] [--small]``. Pairs of random test images: the first is moved
 to the Gradient map of the second. Both loops run in full and are judged on the ReLU network; milliseconds per iteration
 are medians of interleaved blocks of further iterations.
+
+``python bench/manipulation.py --method all [--batch 1 16]`` times one iteration of every map on the demo CNN instead,
+after it has compared both loss gradients in float64.
 """
 
 from __future__ import annotations
@@ -22,7 +25,19 @@ from torch import Tensor, nn
 import fastxai
 from fastxai.attacks import Manipulation
 from fastxai.data import cifar10
-from fastxai.explainers import Gradient, reduce_map
+from fastxai.explainers import (
+    LRP,
+    BetaSmoothing,
+    Explainer,
+    Gradient,
+    GuidedBackprop,
+    InputXGradient,
+    IntegratedGradients,
+    PatternAttribution,
+    PatternTrainer,
+    SmoothGrad,
+    reduce_map,
+)
 from fastxai.metrics import mse, pcc, ssim
 
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -52,17 +67,22 @@ class Case:
         return (images - self.settings.low) / (self.settings.high - self.settings.low)
 
 
-class Clocked(Gradient):
-    """The Gradient map, and when each iteration asked for it."""
+class Clocked(Explainer):
+    """Another map, and when each iteration asked for it."""
 
-    def __init__(self, net: fastxai.Net) -> None:
-        super().__init__(net)
+    def __init__(self, explainer: Explainer) -> None:
+        super().__init__(explainer.net)
+        self.explainer = explainer
         self.stamps: list[float] = []
 
     def map_and_scores(self, x: Tensor, target: Any = None, *, net: Any = None, parameters: bool = True) -> Any:
-        if net is not self.net:
+        if x.requires_grad:
             self.stamps.append(time.perf_counter())
-        return super().map_and_scores(x, target, net=net, parameters=parameters)
+        return self.explainer.map_and_scores(x, target, net=net, parameters=parameters)
+
+    def seconds(self) -> float:
+        """Return the mean time of an iteration, of all but the last."""
+        return (self.stamps[-1] - self.stamps[0]) / (len(self.stamps) - 1)
 
 
 def case(args: argparse.Namespace) -> Case:
@@ -158,9 +178,9 @@ def _plain_block(model: nn.Module, case: Case, x: Tensor, steps: int) -> float:
 
 
 def _fastxai_block(case: Case, steps: int) -> float:
-    clocked = Clocked(case.attack.explainer.net)
+    clocked = Clocked(case.attack.explainer)
     replace(case.attack, explainer=clocked, steps=steps).perturb(case.x, case.target_map)
-    return (clocked.stamps[-1] - clocked.stamps[0]) / (steps - 1)
+    return clocked.seconds()
 
 
 def speed(case: Case, blocks: int) -> list[list[str]]:
@@ -185,6 +205,107 @@ def speed(case: Case, blocks: int) -> list[list[str]]:
     ]
 
 
+NOISE = 0.1  # of SmoothGrad and for the patterns' data
+BOX = (-3.0, 3.0)  # bounds of the methods' normalised images
+BETA = (10.0, 100.0)
+# name: (our map of a net and [M]'s patterns, the plain map of the same, beta of the attack)
+METHODS: dict[str, tuple[Callable[..., Explainer], Callable[..., plain.Map], tuple[float, float] | None]] = {
+    "gradient": (lambda net, _: Gradient(net), lambda _: plain.gradient, BETA),
+    "input_x_gradient": (lambda net, _: InputXGradient(net), lambda _: plain.input_x_gradient, BETA),
+    "integrated_gradients": (
+        lambda net, _: IntegratedGradients(net, n_steps=30, method="riemann_right"),
+        lambda _: plain.integrated_gradients(30),
+        BETA,
+    ),
+    "guided_backprop": (lambda net, _: GuidedBackprop(net), lambda _: plain.guided_backprop, BETA),
+    "pattern_attribution": (
+        PatternAttribution,
+        lambda patterns: plain.pattern_attribution(patterns.tensors),
+        BETA,
+    ),
+    "lrp": (
+        lambda net, _: LRP(net, "zplus_zb", low=BOX[0], high=BOX[1]),
+        lambda _: plain.lrp(*(torch.tensor(b).view(1, 1, 1, 1) for b in BOX)),
+        None,
+    ),
+    "smooth_grad": (
+        lambda net, _: SmoothGrad(Gradient(net), 10, stdev=NOISE),
+        # The noise of seed 0, as fastxai.SmoothGrad documents it.
+        lambda _: plain.smooth_grad(plain.gradient, NOISE * _normals(10)),
+        BETA,
+    ),
+    "beta_smoothing": (lambda net, _: BetaSmoothing(Gradient(net), 0.8), lambda _: plain.gradient, None),
+}
+
+
+def _normals(count: int) -> Tensor:
+    source = torch.Generator().manual_seed(0)
+    return torch.stack([torch.randn(3, 32, 32, generator=source) for _ in range(count)]).double()
+
+
+def _loss_gradient(h: Tensor, x: Tensor, target_map: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad((1024 * (h - target_map)).square().mean((1, 2)).sum(), x)
+    return gradient
+
+
+def compared(name: str, x: Tensor, target_map: Tensor, patterns: Any) -> float:
+    """Return how far the two loss gradients are apart, relative to the larger one, in float64."""
+    ours, theirs, beta = METHODS[name]
+    model = fastxai.models.demo().double()
+    wide = fastxai.explainers.Patterns({key: t.double() for key, t in patterns.tensors.items()})
+    net, smooth = fastxai.compile(model), plain.smoothed(model)
+    own = 0.8 if name == "beta_smoothing" else None
+    explainer, x, target_map = ours(net, wide), x.double(), target_map.double()
+    plain.set_beta(smooth, BETA[0] if beta else own)
+    classes = net(x).argmax(1)
+    leaf = x.clone().requires_grad_()
+    view = net.with_activation("softplus", BETA[0]) if beta else None
+    got = _loss_gradient(reduce_map(explainer.map_and_scores(leaf, classes, net=view)[0]), leaf, target_map)
+    leaf = x.clone().requires_grad_()
+    h, _ = plain.heatmap(smooth, leaf, classes, True, theirs(wide))
+    want = _loss_gradient(h, leaf, target_map)
+    return ((got - want).norm() / want.norm()).item()
+
+
+def timed_methods(args: argparse.Namespace) -> list[list[str]]:
+    """Return milliseconds of one iteration of each map and batch, values compared first."""
+    images = cifar10(SHARED / "data" / "cifar10")[0]
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: 2 * max(args.batch)]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (fastxai.models.DEMO_MEAN, fastxai.models.DEMO_STD))
+    x = (images[chosen].float().contiguous() / 255 - mean) / std
+    model = fastxai.models.demo()
+    net, smooth = fastxai.compile(model), plain.smoothed(model)
+    patterns = PatternTrainer(net).fit([x + NOISE * torch.randn_like(x)])
+    target_maps = reduce_map(net.gradient(x))
+    rows = []
+    for name in METHODS if "all" in args.method else args.method:
+        ours, theirs, beta = METHODS[name]
+        error = compared(name, x[:2], target_maps[-2:], patterns)
+        assert error < 1e-8, f"{name}: the loss gradients differ by {error:.1e}"
+        own = 0.8 if name == "beta_smoothing" else None
+        for batch in args.batch:
+            pair = x[:batch], target_maps[-batch:]
+            low, high = (torch.tensor(bound) for bound in BOX)
+            # Judged at the end alone: both times are those of iterations.
+            settings = plain.Settings(args.steps, 1e-3, beta, 10.0, 1e2, low, high, args.steps, theirs(patterns), own)
+            explainer = ours(net, patterns)
+            times: dict[str, list[float]] = {"fastxai": [], "plain": []}
+            for _ in range(args.blocks):
+                clocked = Clocked(explainer)
+                Manipulation(clocked, steps=args.steps, lr=1e-3, beta=beta, bounds=BOX, judge_every=args.steps).perturb(
+                    *pair
+                )
+                times["fastxai"].append(clocked.seconds())
+                stamps: list[float] = []
+                plain.manipulate(smooth, *pair, settings, lambda *_, s=stamps: s.append(time.perf_counter()))
+                times["plain"].append((stamps[-2] - stamps[0]) / (args.steps - 2))
+            medians = {how: middle(torch.tensor(t)) * 1e3 for how, t in times.items()}
+            ratio = medians["plain"] / medians["fastxai"]
+            figures = [*(f"{medians[how]:.1f}" for how in ("fastxai", "plain")), f"{ratio:.2f}", f"{error:.0e}"]
+            rows.append([name, str(batch), *figures])
+    return rows
+
+
 def main() -> None:
     """Run both loops and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -199,13 +320,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--blocks", type=int, default=5, help="timed blocks of each way")
+    parser.add_argument("--method", choices=[*METHODS, "all"], action="append", help="time these maps instead")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="of --method")
     parser.add_argument("--small", action="store_true", help="two pairs, few steps, to see that it runs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.small:
-        args.pairs, args.steps, args.judge_every, args.blocks = 2, 6, 3, 1
-    made = case(args)
+        args.pairs, args.steps, args.judge_every, args.blocks, args.batch = 2, 6, 3, 1, [1, 2]
     print(machine())
+    if args.method:
+        args.steps = args.steps if args.small else 12
+        columns = ["map", "batch", "fastxai ms", "plain ms", "plain / fastxai", "gradients differ by"]
+        print(f"demo CNN, 32x32, float32, {args.blocks} interleaved blocks of {args.steps} iterations, medians")
+        print(table(columns, timed_methods(args)))
+        return
+    made = case(args)
     chosen = ("pairs", "steps", "beta", "c", "gamma", "judge_every", "space", "seed")
     print(", ".join(f"{name} {getattr(args, name)}" for name in chosen) + f", lr {made.settings.lr:.2g}, Adam, softmax")
     columns = ["how", "PCC to target", "SSIM", "image MSE", "(largest)", "class kept", "softmax moved", "s"]

@@ -82,7 +82,7 @@ def smooth_grad(explain: Map, noise: Tensor) -> Map:
     """Mean of a map over x + noise [S, C, H, W]."""
 
     def smoothed_map(model: nn.Module, x: Tensor, classes: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
-        rows = (x + noise[:, None]).flatten(0, 1)
+        rows = (x + noise.to(x)[:, None]).flatten(0, 1)
         h, _ = explain(model, rows, classes.repeat(len(noise)), create_graph)
         return h.view(len(noise), *x.shape).mean(0), model(x)
 
@@ -186,7 +186,7 @@ def lrp(low: Tensor, high: Tensor, stabilizer: float = 1e-9) -> Map:
                 z = applied(layer, plus, a)
                 r = a * transposed(layer, plus, a, r / (z + stabilizer))
                 continue
-            lo, hi = low.expand_as(a), high.expand_as(a)
+            lo, hi = low.to(a).expand_as(a), high.to(a).expand_as(a)
             z = applied(layer, w, a) - applied(layer, plus, lo) - applied(layer, minus, hi)
             s = r / (z + stabilizer)
             r = (
