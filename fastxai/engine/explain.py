@@ -276,8 +276,10 @@ class RuleRuntime(Runtime):
             node.collect(plain, [part.values[p] for p in parents], nu)
             for p, mu in zip(parents, node.pull(plain, nu), strict=True):
                 old = sources[p]
-                fresh = old is not None and mu is not None and node.pulls_new_memory
-                sources[p] = mu.add_(old) if fresh else add(old, mu)
+                if old is not None and mu is not None and node.pulls_new_memory:
+                    sources[p] = mu.add_(old)
+                else:
+                    sources[p] = add(old, mu)
         return sources[0]
 
     @numeric
