@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,17 @@ from zennit.layer import Sum
 import fastxai
 
 Map = Callable[[Tensor], tuple[Tensor, Tensor]]
+PAGE = Path(__file__).parents[2] / "docs" / "rules.md"
 LeafRule = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+def from_page(name: str) -> dict[str, Any]:
+    """Run the file of that name in docs/rules.md and return what it defines."""
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (body,) = [block for block in blocks if block.startswith(f"# {name}\n")]
+    names: dict[str, Any] = {"__name__": name}
+    exec(compile(body, str(PAGE), "exec"), names)
+    return names
 
 
 class Skip(nn.Module):
@@ -132,17 +144,25 @@ def softplus() -> nn.Module:
     return nn.Softplus(2.0, threshold=200)
 
 
-def make(name: str, act: Callable[[], nn.Module] = nn.ReLU, *, bias: bool = True, **options: Any) -> nn.Module:
+def make(name: str, act: Callable[[], nn.Module] = nn.ReLU, **options: Any) -> nn.Module:
     """Return a seeded float64 net of [N, 3, 10, 10]; its batch norms have eps 0, so that folding twice changes nothing.
 
-    zennit folds batch norms and then still divides by sqrt(1 + eps). Without ``bias`` the net has none, nor means.
+    zennit folds batch norms and then still divides by sqrt(1 + eps).
     """
-    model = randomise(NETS[name](act, **options)).double()
+    return without_eps(randomise(NETS[name](act, **options)).double())
+
+
+def without_eps(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.0
+    return model
+
+
+def without_biases(model: nn.Module) -> nn.Module:
+    for module in model.modules():
         for vector in (getattr(module, "bias", None), getattr(module, "running_mean", None)):
-            if not bias and vector is not None:
+            if isinstance(vector, Tensor):
                 vector.detach().zero_()
     return model
 

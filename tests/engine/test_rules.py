@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from engine.rule_checks import (
     by_zennit,
     compiled,
     differentiated,
+    from_page,
     images,
     make,
     slopes,
@@ -36,20 +35,10 @@ from fastxai.engine import rules
 
 TARGETS = torch.tensor([1, 0, 3])
 LOW, HIGH = (-1.5, -1.6, -2.0), (1.5, 1.7, 2.0)
-PAGE = Path(__file__).parents[2] / "docs" / "rules.md"
 
 
 def channels(bound: tuple[float, ...]) -> Tensor:
     return torch.tensor(bound, dtype=torch.float64).view(1, -1, 1, 1)
-
-
-def from_page(name: str) -> dict[str, Any]:
-    """Run the file of that name in docs/rules.md and return what it defines."""
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (body,) = [block for block in blocks if block.startswith(f"# {name}\n")]
-    names: dict[str, Any] = {"__name__": name}
-    exec(compile(body, str(PAGE), "exec"), names)
-    return names
 
 
 OWN = from_page("flat_rules.py")
