@@ -10,40 +10,50 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fastxai import viz
-from fastxai.attacks import AttackResult, Manipulation, Similarity
+from fastxai.attacks import AttackResult, Ball, Manipulation, Similarity, target_maps
+from fastxai.attacks._presets import DATA, networks
 from fastxai.cli import _common, _methods
+from fastxai.explainers import Explainer
 from fastxai.viz import Panel, Row
 
 __all__ = ["add_arguments", "compared", "run", "tensors"]
 
 # [M]: the weights of map and output, on CIFAR-10 and on ImageNet.
 SMALL, IMAGENET = (10.0, 1e2), (40.0, 1e6)
+STEPS, LR, BETA = 500, 1e-3, (10.0, 100.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images to manipulate")
-    parser.add_argument(
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument(
         "--target",
         type=Path,
         action="append",
-        required=True,
         metavar="IMAGE",
         help="the image whose map to imitate: one for all, or repeated, one for each",
     )
+    goal.add_argument("--text", metavar="WORDS", help="write these words into the map")
     _methods.add_method(parser)
-    parser.add_argument("--steps", type=int, default=500, help="iterations (default: 500)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="step size (default: 1e-3)")
+    parser.add_argument(
+        "--preset", choices=DATA, help="the settings of the paper for this map; options given here replace them"
+    )
+    parser.add_argument("--steps", type=int, help=f"iterations (default: {STEPS})")
+    parser.add_argument("--lr", type=float, help=f"step size (default: {LR:g})")
     parser.add_argument(
         "--beta",
         type=float,
         nargs=2,
-        default=(10.0, 100.0),
         metavar=("FIRST", "LAST"),
-        help="during the attack softplus stands for ReLU; its beta grows from the first to the last (default: 10 100)",
+        help="during the attack softplus stands for ReLU; its beta grows from the first to the last "
+        f"(default: {BETA[0]:g} {BETA[1]:g}; none for lrp, which needs none)",
     )
     parser.add_argument("--c", type=float, help="weight of the map (default: 10; 40 for torchvision models)")
     parser.add_argument("--gamma", type=float, help="weight of the output (default: 100; 1e6 for torchvision models)")
+    parser.add_argument("--eps", type=float, help="keep the image this close to the original (default: no limit)")
+    parser.add_argument("--norm", choices=("linf", "l2"), default="linf", help="in what --eps counts (default: linf)")
+    parser.add_argument("--stop", type=float, metavar="PCC", help="be done with an image once its map is this alike")
     _common.add_model(parser)
     _common.add_common(parser, "fastxai-attack.png")
 
@@ -52,28 +62,16 @@ def run(options: argparse.Namespace) -> None:
     """Attack the images, print how alike maps and images are and write the outputs."""
     out = options.out or [Path("fastxai-attack.png")]
     count = len(options.images)
-    if len(options.target) not in (1, count):
+    if options.target and len(options.target) not in (1, count):
         raise _common.UsageError(
             f"--target must be given once or {count} times, once an IMAGE, got {len(options.target)}"
         )
     _common.check_outputs(out)
     network = _common.network(options)
     explainer = _methods.explainer(options.method, network.net, options)
-    c, gamma = IMAGENET if options.model.startswith("torchvision:") else SMALL
-    try:
-        attack = Manipulation(
-            explainer,
-            steps=options.steps,
-            lr=options.lr,
-            beta=tuple(options.beta),
-            c=c if options.c is None else options.c,
-            gamma=gamma if options.gamma is None else options.gamma,
-        )
-    except ValueError as error:
-        raise _common.UsageError(f"--{error}") from error
+    attack = _attack(explainer, options)
     x = _common.images(options.images, "IMAGE", network, options.device)
-    others = _common.images(options.target, "--target", network, options.device).expand(count, -1, -1, -1)
-    result = attack.perturb(x, _common.maps(explainer, others)[1], progress=True)
+    result = attack.perturb(x, _target_maps(explainer, x, network, options), progress=True)
 
     before, after = network.predict(x), network.predict(result.images)
     files = zip(options.images, compared(result, before, after), strict=True)
@@ -91,7 +89,36 @@ def run(options: argparse.Namespace) -> None:
     }
     _common.show(options, report, f"{_table(rows)}\n{_common.written(out)}")
     if result.interrupted:
-        raise _common.Stopped(f"stopped after {report['steps']} of {options.steps} steps; {_common.written(out)}")
+        raise _common.Stopped(f"stopped after {report['steps']} of {attack.steps} steps; {_common.written(out)}")
+
+
+def _attack(explainer: Explainer, options: argparse.Namespace) -> Manipulation:
+    """Return the attack of the options: a preset or the defaults, and what was given."""
+    given = {name: getattr(options, name) for name in ("steps", "lr", "c", "gamma", "stop")}
+    given["beta"] = None if options.beta is None else tuple(options.beta)
+    try:
+        given["ball"] = None if options.eps is None else Ball(options.eps, options.norm)
+        given = {name: value for name, value in given.items() if value is not None}
+        if options.preset is not None:
+            name = options.model.partition(":")[2]
+            row = name if options.method in ("gradient", "saliency") and name in networks(options.preset) else None
+            return Manipulation.preset(explainer, options.preset, row, **given)
+        c, gamma = IMAGENET if options.model.startswith("torchvision:") else SMALL
+        beta = None if options.method == "lrp" else BETA
+        return Manipulation(explainer, **({"steps": STEPS, "lr": LR, "beta": beta, "c": c, "gamma": gamma} | given))
+    except ValueError as error:
+        raise _common.UsageError(f"--{error}") from error
+
+
+def _target_maps(explainer: Explainer, x: Tensor, network: _common.Network, options: argparse.Namespace) -> Tensor:
+    """Return the maps to imitate [N, H, W]."""
+    if options.text is not None:
+        try:
+            return target_maps.text((len(x), *x.shape[2:]), options.text).to(x)
+        except ValueError as error:
+            raise _common.UsageError(f"--text: {error}") from error
+    others = _common.images(options.target, "--target", network, options.device).expand(len(x), -1, -1, -1)
+    return _common.maps(explainer, others)[1]
 
 
 def compared(result: AttackResult, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:

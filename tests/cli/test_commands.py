@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fastxai
-from fastxai.attacks import Manipulation, manipulation
+from fastxai.attacks import Ball, Manipulation, _task, target_maps
 from fastxai.cli import _plain, demo, main
 from fastxai.cli._methods import METHODS
 from fastxai.data import demo_photos, load_images
@@ -173,6 +174,44 @@ def test_attack(here: Path, net: fastxai.Net, capsys: pytest.CaptureFixture[str]
     is_picture(here / "t.png")
 
 
+def test_attack_with_a_preset_a_ball_and_a_stop(here: Path, net: fastxai.Net) -> None:
+    words = (
+        "attack a.png --text why? --method lrp --preset cifar10 --steps 3 --eps 0.003 --stop 0.9 --out l.safetensors"
+    )
+    assert call(words) == 0
+    x, saved = load_images(["a.png"], 32), load_file("l.safetensors")
+    explainer = fastxai.LRP(net, "zplus_zb", low=0.0, high=1.0)
+    attack = Manipulation.preset(explainer, "cifar10", steps=3, ball=Ball(0.003), stop=0.9)
+    assert attack.lr == pytest.approx(2e-4 * sum(DEMO_STD) / 3) and attack.beta is None
+    target_map = target_maps.text((1, 32, 32), "why?")
+    torch.testing.assert_close(saved["target_maps"], target_map)
+    torch.testing.assert_close(saved["manipulated"], attack.perturb(x, target_map).images, rtol=0, atol=0)
+    assert 0 < (saved["manipulated"] - x).abs().max() <= 0.003 + 1e-7
+
+
+def test_lrp_is_attacked_without_beta(here: Path, net: fastxai.Net) -> None:
+    assert call("attack a.png --target b.png --method lrp --steps 3 --out l.safetensors") == 0
+    explainer = fastxai.LRP(net, "zplus_zb", low=0.0, high=1.0)
+    a, b = (load_images([name], 32) for name in ("a.png", "b.png"))
+    expected = Manipulation(explainer, steps=3, beta=None).perturb(a, target_maps.of(b, explainer))
+    torch.testing.assert_close(load_file("l.safetensors")["manipulated"], expected.images, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--text why? --eps -1", "--eps must be finite and positive, got -1.0"),
+        ("--text why? --stop 2", "--stop must be a correlation"),
+        ("--text . --steps 0", "--steps must be a positive int"),
+        ("--text ' ' --steps 1", "--text: words must show something"),
+        ("--target b.png --method smooth_grad --preset imagenet --beta 3 -1", "--beta must be finite and positive"),
+    ],
+)
+def test_attack_errors(here: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attack", "a.png", *shlex.split(words)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_one_target_serves_all_images(here: Path) -> None:
     assert call("attack a.png b.png --target b.png --steps 1 --out a.safetensors") == 0
     maps = load_file("a.safetensors")["target_maps"]
@@ -182,13 +221,13 @@ def test_one_target_serves_all_images(here: Path) -> None:
 def test_interrupt_keeps_the_best_so_far(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Bar(manipulation.tqdm):
+    class Bar(_task.tqdm):
         def update(self, n: float | None = 1) -> bool | None:
             if self.n == 3:
                 raise KeyboardInterrupt
             return super().update(n)
 
-    monkeypatch.setattr(manipulation, "tqdm", Bar)
+    monkeypatch.setattr(_task, "tqdm", Bar)
     assert call("attack a.png --target b.png --steps 1000000 --out kept.safetensors") == 130
     assert "stopped after 4 of 1000000 steps; wrote kept.safetensors" in capsys.readouterr().err
     assert load_file("kept.safetensors")["manipulated"].shape == (1, 3, 32, 32)
