@@ -1,4 +1,4 @@
-"""The command line: ``fastxai demo``, ``fastxai explain``, ``fastxai attack``."""
+"""The command line: ``fastxai demo``, ``fastxai explain``, ``fastxai attack``, ``fastxai study``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from fastxai.cli import attack, demo, explain
+from fastxai.cli import attack, demo, explain, study
 from fastxai.cli._common import Stopped, UsageError
 
 __all__ = ["main"]
 
-COMMANDS = {"demo": demo, "explain": explain, "attack": attack}
+COMMANDS = {"demo": demo, "explain": explain, "attack": attack, "study": study}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ def chain(task: Task) -> Outcome:
     """Measure every link of the chain along the attack's own path, on the softplus network of each of "betas".
 
     ||h(x_adv) - h(x)|| <= int ||H gamma'|| dt <= max ||H||_2 L <= max ||H||_F L, h the gradient of the class score.
-    The path is the polyline through every so many iterates.
+    The path is the polyline through every so many iterates, up to the best one.
 
     Settings: those of an attack, "betas", "points" of the path, and "nodes", "samples", "steps" and "probes" of
     ``fastxai.theory.path_change``. Values: ``betas``; lists over pairs of lists over betas of the change of the map
@@ -35,7 +35,10 @@ def chain(task: Task) -> Outcome:
     seen: list[Tensor] = []
     watched = Watched(task.explainer, seen.append, every)
     result = finished(replace(attacking, explainer=watched).perturb(task.x, shown_map(task.explainer, task.target_x)))
-    points = torch.stack([*seen, result.images])
+    # The path ends at the best iterate: there it stays, whatever the attack tried later.
+    best = result.images
+    later = [(result.best_step <= i * every)[:, None, None, None] for i in range(len(seen))]
+    points = torch.stack([*(torch.where(over, best, x) for over, x in zip(later, seen, strict=True)), best])
     net = task.explainer.net.base
     classes = net(task.x).argmax(1)
     columns: dict[str, list[Any]] = {}

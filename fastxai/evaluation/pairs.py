@@ -42,10 +42,12 @@ def choose_pairs(
     classes: dict[int, int] = {}
     found: dict[tuple[int, int], None] = {}
     draws = _draws(seed, images) if images > 1 else iter(())
+    tried: set[tuple[int, int]] = set()
     for number in range(_ROUNDS):
-        if len(found) >= count:
+        if len(found) >= count or len(tried) == images * (images - 1):
             break
         drawn = list(islice(draws, count * 2**number))
+        tried.update(drawn)
         new = sorted({image for pair in drawn for image in pair} - classes.keys())
         if new:
             classes.update(zip(new, classify(new), strict=True))

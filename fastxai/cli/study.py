@@ -1,0 +1,121 @@
+"""Repeat a paper's study on your model and images, row by row, and write its report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fastxai import report, studies
+from fastxai.cli import _common, _study
+from fastxai.cli._common import Stopped, UsageError
+from fastxai.results import ResultStore
+from fastxai.studies import Study
+
+__all__ = ["add_arguments", "run"]
+
+PAGE = "report.html"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("study", choices=studies.names(), help="which study")
+    parser.add_argument(
+        "--images", default="", metavar="DIR", help="a folder of photos, or cifar10:FOLDER for its test images"
+    )
+    parser.add_argument("--pairs", type=int, help="pairs of images (default: the study's)")
+    parser.add_argument("--methods", nargs="+", default=["all"], metavar="METHOD", help="maps by name (default: all)")
+    parser.add_argument(
+        "--only", action="append", metavar="EXPERIMENT", help="run this experiment alone; repeat for several"
+    )
+    parser.add_argument("--steps", type=int, help="iterations of every attack, for a quick look (default: the paper's)")
+    parser.add_argument("--batch", type=int, help="pairs a row, computed together (default: the study's)")
+    parser.add_argument(
+        "--preset",
+        metavar="DATA[:NETWORK]",
+        help="settings of the attacks: imagenet, cifar10 or such as imagenet:resnet18 (default: by --images)",
+    )
+    parser.add_argument("--patterns", type=Path, metavar="FILE", help="patterns of the model, for pattern_attribution")
+    parser.add_argument("--report-only", action="store_true", help="write the report of the rows that there are")
+    _common.add_model(parser)
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda:0 (default: cpu)")
+    parser.add_argument("--seed", type=int, help="seed of every random number (default: the study's)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the rows and the report")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the rows that are missing, then the report."""
+    study = studies.load(options.study)
+    _check(options, study)
+    store = ResultStore(options.out / "rows")
+    if not options.report_only:
+        _make(options, study, store)
+    _report(options, study, store)
+
+
+def _check(options: argparse.Namespace, study: Study) -> None:
+    """Fill in the study's defaults; UsageError names what is wrong."""
+    for name in ("pairs", "batch", "seed"):
+        if getattr(options, name) is None:
+            setattr(options, name, study.defaults[name])
+    for name in ("pairs", "batch", "steps"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, got {value}")
+    unknown = [name for name in options.only or () if name not in study.experiments]
+    if unknown:
+        raise UsageError(f"--only must be one of {' '.join(study.experiments)}, got {unknown[0]}")
+    if not (options.images or options.report_only):
+        raise UsageError("--images DIR is needed, unless --report-only is given")
+
+
+def _make(options: argparse.Namespace, study: Study, store: ResultStore) -> None:
+    try:
+        store.folder.mkdir(parents=True, exist_ok=True)
+        rows = store.rows()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--out {options.out}: {error}") from error
+    bench = _study.bench(options, study)
+    jobs, there = _study.jobs(options, bench, rows)
+    made = 0
+    try:
+        with tqdm(total=there + len(jobs), initial=there, unit="row", disable=None) as bar:
+            for job in jobs:
+                bar.set_description(f"{job.experiment.name} {job.method}")
+                _study.run(store, bench, job)
+                made += 1
+                bar.update()
+    except OSError as error:
+        raise UsageError(f"--out {options.out}: {error}") from error
+    except KeyboardInterrupt as error:
+        raise Stopped(
+            f"stopped: {there + made} of {there + len(jobs)} rows are in {store.folder}; the same command goes on"
+        ) from error
+
+
+def _report(options: argparse.Namespace, study: Study, store: ResultStore) -> None:
+    titles = {name: str(table["title"]) for name, table in study.methods.items()}
+    try:
+        findings = report.Findings(store, study.name, titles)
+    except ValueError as error:
+        raise UsageError(f"--out {options.out}: {error}") from error
+    if not findings.rows:
+        raise UsageError(f"--out {options.out}: there are no rows of {study.name}")
+    sections = report.build_sections(findings, study.sections)
+    try:
+        file = report.write(options.out / PAGE, report.page(study.title, study.source, sections))
+    except OSError as error:
+        raise UsageError(f"--out {options.out}: {error}") from error
+    tables = [block for block in sections[study.sections[0]].blocks if isinstance(block, report.Table)]
+    printed = [_common.table(table.head, table.rows) for table in tables]
+    result: dict[str, Any] = {
+        "command": "study",
+        "study": study.name,
+        "rows": {name: len(findings.rows_of(name)) for name in study.experiments},
+        "summary": [[dict(zip(table.head, row, strict=True)) for row in table.rows] for table in tables],
+        "written": [str(file)],
+    }
+    _common.show(options, result, "\n\n".join([*printed, _common.written([file])]))

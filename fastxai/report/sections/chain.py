@@ -1,0 +1,58 @@
+"""The theory's chain along the attacks' paths ([M] theorem 1, [R] eq. 4 and 5)."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fastxai.report import draw
+from fastxai.report.blocks import Panels, Section, Table
+from fastxai.report.findings import Findings
+
+__all__ = ["build"]
+
+EXPERIMENT = "chain"
+LINKS = {
+    "moved": "change of the gradient",
+    "total": "\N{INTEGRAL} \N{DOUBLE VERTICAL LINE}H \N{GREEK SMALL LETTER GAMMA}'\N{DOUBLE VERTICAL LINE} dt",
+    "spectral": "max \N{DOUBLE VERTICAL LINE}H\N{DOUBLE VERTICAL LINE}\N{SUBSCRIPT TWO} L",
+    "frobenius": "max \N{DOUBLE VERTICAL LINE}H\N{DOUBLE VERTICAL LINE} Frobenius L",
+}
+BETA = "\N{GREEK SMALL LETTER BETA}"
+
+
+def build(findings: Findings) -> Section:
+    """Return boxes of each link for each beta, and medians of what is lost from link to link."""
+    methods = findings.methods(EXPERIMENT)
+    figures, rows = [], []
+    for method in methods:
+        for place, beta in enumerate(findings.common(EXPERIMENT, method, "betas")):
+            links = {
+                name: findings.over_pairs(EXPERIMENT, method, name)[:, place] for name in (*LINKS, "jumps", "closure")
+            }
+            figures.append(_boxes(f"{findings.titles[method]}, {BETA} = {beta:g}", links))
+            rows.append(
+                [
+                    f"{findings.titles[method]}, {BETA} = {beta:g}",
+                    draw.summary(draw.ratio(links["moved"], links["total"] + links["jumps"])),
+                    draw.summary(draw.ratio(links["total"], links["spectral"])),
+                    draw.summary(draw.ratio(links["spectral"], links["frobenius"])),
+                    draw.summary(draw.ratio(links["jumps"], links["moved"])),
+                    draw.summary(links["closure"]),
+                ]
+            )
+    head = ["network", "change / (integral + jumps)", "integral / spectral", "spectral / Frobenius", "jumps / change"]
+    said = (
+        "Along the attack's path on the softplus network: the gradient moves by the integral and the jumps of "
+        "max-pools at most. Each link is below the next."
+    )
+    table = Table([*head, "eq. 4 missed by"], rows, "Medians, quartiles in brackets; 1 is a tight link.")
+    return Section("Curvature along the path", [EXPERIMENT], [Panels(figures, said), table] if methods else [])
+
+
+def _boxes(title: str, links: dict[str, np.ndarray]) -> Figure:
+    groups = {said: links[name] for name, said in LINKS.items()}
+    figure, axes = draw.panel(title)
+    draw.decades_of(axes, groups)
+    draw.boxes(axes, groups, dict(zip(groups, draw.COLOURS, strict=False)))
+    return figure

@@ -1,0 +1,86 @@
+"""One line a method, beside what the paper says."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastxai.report.blocks import Block, Section, Table, Text
+from fastxai.report.draw import number
+from fastxai.report.findings import Findings
+
+__all__ = ["build"]
+
+EXPERIMENT = "manipulation"
+
+
+def build(findings: Findings) -> Section:
+    """Return the medians over the pairs of each method, and the paper's claims."""
+    methods = findings.methods(EXPERIMENT)
+    if not methods:
+        return Section("Summary", [EXPERIMENT])
+    blocks: list[Block] = [_medians(findings, methods), _claims(findings, methods), _conditions(findings)]
+    return Section("Summary", [EXPERIMENT], blocks)
+
+
+def _median(findings: Findings, method: str, name: str) -> float:
+    return float(np.nanmedian(findings.over_pairs(EXPERIMENT, method, name)))
+
+
+def _medians(findings: Findings, methods: list[str]) -> Table:
+    head = ["method", "pairs", "class kept", "map: PCC before", "after", "SSIM", "MSE", "image: SSIM", "MSE"]
+    head += ["softmax change", "seconds a pair"]
+    rows = [
+        [
+            findings.titles[method],
+            str(len(findings.pairs(EXPERIMENT, method))),
+            f"{findings.over_pairs(EXPERIMENT, method, 'class_kept').mean():.0%}",
+            *(
+                number(_median(findings, method, name), 3 if "image" in name else 2)
+                for name in (
+                    "map_to_target_before.pcc",
+                    "map_to_target.pcc",
+                    "map_to_target.ssim",
+                    "map_to_target.mse",
+                    "image.ssim",
+                    "image.mse",
+                    "softmax_change",
+                )
+            ),
+            f"{findings.seconds(EXPERIMENT, method):.2g}",
+        ]
+        for method in methods
+    ]
+    caption = (
+        "Medians over the pairs. Maps are compared with the target map, images with the original; "
+        "softmax change is the norm of g(x_adv) - g(x)."
+    )
+    return Table(head, rows, caption)
+
+
+def _claims(findings: Findings, methods: list[str]) -> Table:
+    rows = []
+    for name, claim in findings.paper.items():
+        if name == "pairs":
+            counts = {len(findings.pairs(EXPERIMENT, method)) for method in methods}
+            measured = " .. ".join(map(str, sorted({min(counts), max(counts)})))
+        elif name in ("class_kept", "softmax_change"):
+            each = [findings.over_pairs(EXPERIMENT, method, name) for method in methods]
+            found = [v.mean() if name == "class_kept" else np.median(v) for v in each]
+            measured = " .. ".join(
+                dict.fromkeys(f"{v:.0%}" if name == "class_kept" else f"{v:.1e}" for v in (min(found), max(found)))
+            )
+        else:
+            continue
+        rows.append([claim["claim"], claim["text"], measured, claim["source"]])
+    return Table(["claim", "paper", "here", "source"], rows, "Here: lowest and highest of the methods.")
+
+
+def _conditions(findings: Findings) -> Text:
+    run = findings.run
+    rows = [row for row in findings.rows if row.experiment == EXPERIMENT]
+    steps = "as in the paper" if run["steps"] is None else f"{run['steps']} (not the paper's)"
+    machines = sorted({row.machine for row in rows})
+    return Text(
+        f"Model {run['model']}, {run['size']} pixels, attacked in the {run['space']['name']} input space; preset "
+        f"{run['preset']}; iterations {steps}; seed {run['seed']}. Computed on {'; '.join(machines)}."
+    )
