@@ -7,7 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gradient", "hvp", "hvps_batched", "hvps_loop", "integrated_gradient", "jvp_grad"]
+__all__ = [
+    "gradient",
+    "hvp",
+    "hvps_batched",
+    "hvps_loop",
+    "integrated_gradient",
+    "jvp_grad",
+    "smooth_gradient",
+    "smooth_gradient_batched",
+]
 
 
 def gradient(model: nn.Module, x: Tensor, target: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
@@ -47,6 +56,28 @@ def integrated_gradient(
     score = model(path).gather(1, target.repeat(len(t))[:, None]).sum()
     (grad,) = torch.autograd.grad(score, path, create_graph=create_graph)
     return x * (w * grad.unflatten(0, (len(t), -1))).sum(0)
+
+
+def smooth_gradient(
+    model: nn.Module, x: Tensor, target: Tensor, noise: Tensor, *, create_graph: bool = False
+) -> Tensor:
+    """Return the mean over i of nabla g_k(x + noise_i), noise [n, N, ...], one noisy batch at a time."""
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    total = torch.zeros_like(x)
+    for one in noise:
+        score = model(x + one).gather(1, target[:, None]).sum()
+        total = total + torch.autograd.grad(score, x, create_graph=create_graph)[0]
+    return total / len(noise)
+
+
+def smooth_gradient_batched(
+    model: nn.Module, x: Tensor, target: Tensor, noise: Tensor, *, create_graph: bool = False
+) -> Tensor:
+    """The same, all noisy copies in one batch."""
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    rows = (x + noise).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    score = model(rows).gather(1, target.repeat(len(noise))[:, None]).sum()
+    return torch.autograd.grad(score, x, create_graph=create_graph)[0] / len(noise)
 
 
 def jvp_grad(model: nn.Module, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
