@@ -25,9 +25,13 @@ from fastxai.explainers import (
 if TYPE_CHECKING:
     from fastxai import cli as cli
     from fastxai import data as data
+    from fastxai import evaluation as evaluation
     from fastxai import metrics as metrics
     from fastxai import models as models
     from fastxai import ops as ops
+    from fastxai import report as report
+    from fastxai import results as results
+    from fastxai import studies as studies
     from fastxai import theory as theory
     from fastxai import viz as viz
 
@@ -51,7 +55,7 @@ __all__ = [
 ]
 
 # Imported at first use: they need matplotlib, scikit-image or a registration with torch.
-_LAZY = ("cli", "data", "metrics", "models", "ops", "theory", "viz")
+_LAZY = ("cli", "data", "evaluation", "metrics", "models", "ops", "report", "results", "studies", "theory", "viz")
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,8 @@ class Findings:
     @cached_property
     def paper(self) -> dict[str, dict[str, Any]]:
         """What the paper says: tables with "value", "text", "claim" and "source", by name."""
-        return tomllib.loads(Path(__file__).with_name("paper.toml").read_text()).get(self.study, {})
+        file = Path(__file__).parent / "paper" / f"{self.study}.toml"
+        return tomllib.loads(file.read_text()) if file.is_file() else {}
 
     @property
     def colours(self) -> dict[str, str]:

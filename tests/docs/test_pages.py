@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fastxai.cli import demo, main
+from fastxai.data import demo_photos, save_png
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,7 +23,12 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"^```python not-run\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```(.*?)\n.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]*)#?([^)\s]*)\)")
-FEW_STEPS = {"demo": ["--steps", "2"], "attack": ["--steps", "2"], "explain": []}
+FEW_STEPS = {
+    "demo": ["--steps", "2"],
+    "attack": ["--steps", "2"],
+    "explain": [],
+    "study": ["--pairs", "2", "--steps", "2", "--only", "manipulation", "--methods", "gradient"],
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -46,6 +52,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     noise = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8)
     for name, pixels in zip(("cat.jpg", "car.jpg"), noise, strict=True):
         Image.fromarray(pixels).save(tmp_path / name)
+    for image, name in zip(*demo_photos(), strict=True):
+        save_png(image, tmp_path / "photos" / f"{name}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -43,8 +43,9 @@ def build(findings: Findings) -> Section:
             )
     head = ["network", "change / (integral + jumps)", "integral / spectral", "spectral / Frobenius", "jumps / change"]
     said = (
-        "Along the attack's path on the softplus network: the gradient moves by the integral and the jumps of "
-        "max-pools at most. Each link is below the next."
+        "Along the attack's path on the softplus network: the gradient moves by the integral and the jumps at most, "
+        "and each link is below the next. Jumps are what the Hessian at the path's points does not see: max-pools that "
+        "change their winner, and the error of the quadrature."
     )
     table = Table([*head, "eq. 4 missed by"], rows, "Medians, quartiles in brackets; 1 is a tight link.")
     return Section("Curvature along the path", [EXPERIMENT], [Panels(figures, said), table] if methods else [])
