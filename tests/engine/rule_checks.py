@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import zennit.types
 from engine.nets import randomise
 from torch import Tensor, nn
 from torch.autograd import grad
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from zennit.layer import Sum
 
 import fastxai
@@ -145,17 +147,22 @@ def softplus() -> nn.Module:
 
 
 def make(name: str, act: Callable[[], nn.Module] = nn.ReLU, **options: Any) -> nn.Module:
-    """Return a seeded float64 net of [N, 3, 10, 10]; batch norms with an eps so small that folding one twice changes nothing.
+    """Return a seeded float64 net of [N, 3, 10, 10]."""
+    return randomise(NETS[name](act, **options)).double()
 
-    zennit folds batch norms and then still divides by sqrt(1 + eps).
+
+def merged(model: nn.Module) -> nn.Module:
+    """Return a copy with every batch norm folded that follows a convolution.
+
+    zennit's own folding leaves a division by sqrt(1 + eps) (0.5.1), or an eps that torch 2.11 refuses (1.0.0).
     """
-    return without_eps(randomise(NETS[name](act, **options)).double())
-
-
-def without_eps(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-15  # torch 2.11 refuses 0
+    model, before = copy.deepcopy(model), ("", model)
+    for name, leaf in list(model.named_modules()):
+        if isinstance(leaf, nn.BatchNorm2d) and isinstance(before[1], nn.Conv2d):
+            model.set_submodule(before[0], fuse_conv_bn_eval(before[1], leaf))
+            model.set_submodule(name, nn.Identity())
+        if not list(leaf.children()):
+            before = (name, leaf)
     return model
 
 
@@ -187,10 +194,10 @@ def chosen(scores: Tensor, target: Tensor, seed: str) -> Tensor:
     return onehot * scores if seed == "score" else onehot
 
 
-def zennit_composite(convolution: Any, dense: Any, first: Any = None, canonizers: Sequence[Any] = ()) -> Any:
+def zennit_composite(convolution: Any, dense: Any, first: Any = None) -> Any:
     layers = [*zc.layer_map_base(), (zennit.types.Convolution, convolution), (nn.Linear, dense)]
     start = [] if first is None else [((zennit.types.Convolution, nn.Linear), first)]
-    return zc.SpecialFirstLayerMapComposite(layers, start, canonizers=list(canonizers))
+    return zc.SpecialFirstLayerMapComposite(layers, start)
 
 
 def by_zennit(model: nn.Module, composite: Any, x: Tensor, target: Tensor, seed: str = "one") -> tuple[Tensor, Tensor]:
@@ -198,6 +205,7 @@ def by_zennit(model: nn.Module, composite: Any, x: Tensor, target: Tensor, seed:
 
     Its rules build a graph only for a covector that requires one, and its hooks would act in the second backward too.
     """
+    model = merged(model)
     x = x.clone().requires_grad_()
     with composite.context(model) as hooked:
         scores = hooked(x)
