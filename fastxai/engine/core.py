@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from fastxai.engine.trace import Unsupported, trace
 __all__ = ["Core", "Report", "Statistics"]
 
 Statistics = Sequence[float] | Tensor | None
+
+# Composites whose graphs are kept, the last ones used.
+_COMPOSITES = 16
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Core:
         self.autograd = Fallback(model, self.prepare)
         self.runtimes: dict[Any, tuple[Runtime | None, Report]] = {}
         self.paths: dict[Runtime, Path] = {}
-        self.rule_runtimes: WeakKeyDictionary[Composite, dict[Any, RuleRuntime]] = WeakKeyDictionary()
+        self.rule_runtimes: OrderedDict[Composite, dict[Any, RuleRuntime]] = OrderedDict()
         self.last: Any = None
         self.announced: set[str] = set()
 
@@ -110,6 +113,9 @@ class Core:
             RuntimeError: the model, or a part of it, has no node or no rule.
         """
         known = self.rule_runtimes.setdefault(composite, {})
+        self.rule_runtimes.move_to_end(composite)
+        if len(self.rule_runtimes) > _COMPOSITES:
+            self.rule_runtimes.popitem(last=False)
         if (shape, dtype) not in known:
             try:
                 start, output, rows = build(trace(self.model, shape, dtype, self.prepare))

@@ -70,8 +70,9 @@ def _builder(call: Call) -> Builder:
 def _make(call: Call, nodes: dict[Value, Node], dtype: torch.dtype) -> list[Node]:
     if not all(value.batched for value in call.outputs):
         raise Unsupported("it mixes samples of the batch")
-    if any(value.dtype != dtype for value in call.outputs):
-        raise Unsupported(f"it computes in {call.outputs[0].dtype}, the input is {dtype}")
+    other = next((value.dtype for value in call.outputs if value.dtype != dtype), None)
+    if other is not None:
+        raise Unsupported(f"it computes in {other}, the input is {dtype}")
     args, kwargs = tree_map(lambda leaf: nodes[leaf] if isinstance(leaf, Value) else leaf, (call.args, call.kwargs))
     builder = _builder(call)
     kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}

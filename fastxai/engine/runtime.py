@@ -208,6 +208,6 @@ class Extend(torch.autograd.Function):
     def backward(ctx: Any, *_: Any) -> Any:
         """Refuse."""
         raise RuntimeError(
-            "an explanation map can be differentiated once; for its second derivative use the autograd fallback: "
-            "fastxai.compile(model, fallback=True)"
+            "an explanation map can be differentiated once; for the second derivative of one made of gradients use the "
+            "autograd fallback, fastxai.compile(model, fallback=True); rule-based ones have none"
         )
