@@ -31,6 +31,9 @@ __all__ = ["Path"]
 
 # Bytes that one map may hold for its backward; what lies beyond is swept again there.
 _KEPT_BYTES = 1 << 30
+# Rows of a piece where fewer would fit in cache: each piece reads every weight once. VGG-16 with 10 points at 224 px
+# takes 4.0 to 4.4 s at 1 row, 3.5 to 3.7 s at 5, 4.3 s at 10, on two Zen 4 cores.
+_LEAST_ROWS = 5
 # Bytes of all values in one piece on a GPU.
 _GPU_BYTES = 2 << 30
 
@@ -274,7 +277,7 @@ class Path:
         if self.rows is not None:
             return max(1, self.rows // components)
         if x.device.type == "cpu":
-            return self.run.most(x, components)
+            return max(_LEAST_ROWS, self.run.most(x, components))
         return max(1, _GPU_BYTES // (self._per_row * components * x.element_size()))
 
     def integrate(
