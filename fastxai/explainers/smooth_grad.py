@@ -74,20 +74,27 @@ class SmoothGrad(Explainer):
         x itself is one more row of the same pass, which gives the scores. ``target=None`` is the class of x, not that
         of its noisy copies.
         """
-        _check.require(_check.tensor(x, "x").dim() >= 2, "x", "have shape [N, ...]", list(x.shape))
-        count, net_here = x.shape[0], self.net if net is None else net
+        return self._smooth(x, target, self.net if net is None else net, parameters, self._draws(x, "x"))
+
+    def attribute(self, inputs: Tensor, target: Target = None) -> Tensor:
+        """Return the map h(x) of the noisy copies alone; arguments and errors as in the base class."""
+        return self._smooth(inputs, target, self.net, True, self._draws(inputs, "inputs")[1:])[0]
+
+    def _smooth(self, x: Tensor, target: Target, net: Net, parameters: bool, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (h(x), the scores of the first draw's rows); only the last n draws count for the map."""
+        count, spare = x.shape[0], len(draws) - self.n_samples
         if target is None:
-            target = net_here.base(x).argmax(1)
+            target = net.base(x).argmax(1)
         if isinstance(target, Tensor) and target.dim() > 0:
             _check.shape(target, "target", (count,))
         sigma, sums, scores = self._sigma(x), [], []
         chunk = max(1, _BUDGET // max(1, x.numel() * x.element_size()))
-        for part in self._draws(x).split(chunk):
+        for part in draws.split(chunk):
             rows = torch.addcmul(x, sigma, part[:, None])
             repeated = target.expand(count).repeat(len(part)) if isinstance(target, Tensor) else target
             h, g = self.explainer.map_and_scores(rows.flatten(0, 1), repeated, net=net, parameters=parameters)
             h = h.reshape(rows.shape)
-            sums.append((h if scores else h[1:]).sum(0))
+            sums.append((h if scores else h[spare:]).sum(0))
             scores.append(g[:count])
         return torch.stack(sums).sum(0) / self.n_samples, scores[0]
 
@@ -98,8 +105,12 @@ class SmoothGrad(Explainer):
         return self.noise * (x.amax(axes, keepdim=True) - x.amin(axes, keepdim=True))
 
     @torch.inference_mode(False)
-    def _draws(self, x: Tensor) -> Tensor:
-        """Return [1 + n, ...]: zeros, which stand for x itself, and n standard normals; kept for the next call."""
+    def _draws(self, x: Tensor, name: str) -> Tensor:
+        """Return [1 + n, ...]: zeros, which stand for x itself, and n standard normals; kept for the next call.
+
+        Raises ValueError, under the argument's ``name``, for an x without a batch dimension.
+        """
+        _check.require(_check.tensor(x, name).dim() >= 2, name, "have shape [N, ...]", list(x.shape))
         key = self.seed, self.n_samples, tuple(x.shape[1:]), x.dtype, x.device
         if self._drawn is None or self._drawn[0] != key:
             source = torch.Generator().manual_seed(self.seed)

@@ -300,8 +300,10 @@ def test_errors():
         with pytest.raises(ValueError, match=message):
             SmoothGrad(Gradient(model), **settings_)  # type: ignore[arg-type]
     explainer = SmoothGrad(Gradient(model), 2)
-    with pytest.raises(ValueError, match=r"x must have shape \[N, \.\.\.\]"):
+    with pytest.raises(ValueError, match=r"inputs must have shape \[N, \.\.\.\]"):
         explainer.attribute(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"x must have shape \[N, \.\.\.\]"):
+        explainer.map_and_scores(torch.zeros(3))
     with pytest.raises(ValueError, match=r"target must have shape \[3\], got \[9\]"):
         explainer.attribute(nets.images(), torch.zeros(9, dtype=torch.long))
     with pytest.raises(ValueError, match=r"target must lie in 0 \.\. 3"):
