@@ -1,4 +1,4 @@
-// Scalar formulas of the activations: value, kept number, s', s''. Host and device; the only C++ copy of each.
+// Scalar formulas of the activations: value, kept number, s', s'', s'''. Host and device; the only C++ copy of each.
 #pragma once
 
 #include <algorithm>
@@ -218,13 +218,21 @@ struct Logistic {
 
 template <class T>
 struct Jet {
-  T y, kept, d1, d2;
+  T y, kept, d1, d2, d3;
 };
 
-// s, the kept number, s' and s'' at the pre-activation a. What the caller does not read, the compiler drops.
+// beta^2 p(1-p)(1-2p) from q = min(p, 1-p) and the sign of a.
+template <class T>
+FASTXAI_INLINE T softplus_third(T q, T a, const Scalars<T>& c) {
+  const T size = c.beta * c.beta * (q * (1 - q)) * (1 - 2 * q);
+  return negative(a) ? size : -size;
+}
+
+// s, the kept number, s', s'' and s''' at the pre-activation a; s''' is zero where s'' jumps or is a surrogate. What the
+// caller does not read, the compiler drops.
 template <Act act, bool curvature, class T>
 FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
-  Jet<T> out{a, a, T(1), T(0)};
+  Jet<T> out{a, a, T(1), T(0), T(0)};
   if constexpr (act == Act::softplus) {
     const T e = power(minus_absolute(a), c.rate).exp();
     const T q = ratio(e, 1 + e);
@@ -232,22 +240,26 @@ FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
     out.kept = with_sign(q, a);
     out.d1 = negative(a) ? q : 1 - q;
     out.d2 = c.beta * (q * (1 - q));
+    out.d3 = softplus_third(q, a, c);
   } else if constexpr (act == Act::sigmoid) {
     const Logistic<T> p(a, c.unit);
     out.y = negative(a) ? p.q : 1 - p.q;
     out.d1 = p.slope();
     out.d2 = -out.d1 * with_sign(p.t, a);
+    out.d3 = out.d1 * (1 - 6 * out.d1);
   } else if constexpr (act == Act::tanh) {
     const Logistic<T> p(2 * a, c.unit);
     out.y = with_sign(p.t, a);
     out.d1 = 4 * p.slope();
     out.d2 = -2 * out.y * out.d1;
+    out.d3 = out.d1 * (4 - 6 * out.d1);
   } else if constexpr (act == Act::silu) {
     const Logistic<T> p(a, c.unit);
     const T sig = negative(a) ? p.q : 1 - p.q;
     out.y = a * sig;
     out.d1 = sig + a * p.slope();
     out.d2 = p.slope() * (2 - absolute(a) * p.t);
+    out.d3 = p.slope() * (a * (1 - 6 * p.slope()) - 3 * with_sign(p.t, a));
   } else if constexpr (act == Act::gelu) {
     // a^2 = h^2 + (a - h)(a + h), the second part entering the exponent beyond the precision of T; it is far below 1
     // wherever the density is not zero.
@@ -257,6 +269,7 @@ FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
     out.y = a * cdf;
     out.d1 = cdf + a * density;
     out.d2 = density * (2 - a * a);
+    out.d3 = density * a * (a * a - 4);
   } else if constexpr (act == Act::gelu_tanh) {
     const T k1 = T(0.7978845608028654), k3 = T(0.7978845608028654 * 0.044715);
     const T u = a * (k1 + k3 * (a * a)), du = k1 + 3 * k3 * (a * a), ddu = 6 * k3 * a;
@@ -265,12 +278,15 @@ FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
     out.y = a * sig;
     out.d1 = sig + a * dt * du / 2;
     out.d2 = dt * du + a * dt * (ddu / 2 - with_sign(p.t, u) * du * du);
+    const T t = with_sign(p.t, u), bend = ddu - 2 * t * du * du;
+    out.d3 = p.slope() * (6 * bend + a * (12 * k3 - 12 * t * du * ddu + du * du * du * (8 - 48 * p.slope())));
   } else if constexpr (act == Act::elu) {
     const Power<T> e = power(a > 0 ? T(0) : a, c.unit);
     const T low = c.alpha * e.exp();
     out.y = a > 0 ? a : c.alpha * e.minus_one();
     out.d1 = a > 0 ? T(1) : low;
     out.d2 = a > 0 ? T(0) : low;
+    out.d3 = out.d2;
   } else if constexpr (act == Act::softplus6) {
     // softplus(a) - softplus(a - 6): the kinked parts subtract to a clamp, exactly
     const T below = power(minus_absolute(a), c.rate).exp(), above = power(minus_absolute(a - 6), c.rate).exp();
@@ -279,11 +295,13 @@ FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
     out.y = (a < 0 ? T(0) : clamped) + (log1p(below) - log1p(above)) * c.inverse;
     out.d1 = a > 6 ? high - low : (a > 0 ? 1 - low - high : low - high);
     out.d2 = c.beta * (low * (1 - low) - high * (1 - high));
+    out.d3 = softplus_third(low, a, c) - softplus_third(high, a - 6, c);
   } else if constexpr (act == Act::leaky_softplus) {
     const T e = power(minus_absolute(a), c.rate).exp(), q = ratio(e, 1 + e), rest = 1 - c.alpha;
     out.y = c.alpha * a + rest * (positive_part(a) + log1p(e) * c.inverse);
     out.d1 = c.alpha + rest * (negative(a) ? q : 1 - q);
     out.d2 = rest * (c.beta * (q * (1 - q)));
+    out.d3 = rest * softplus_third(q, a, c);
   } else if constexpr (act == Act::relu || act == Act::relu6 || act == Act::leaky_relu) {
     const T low = act == Act::leaky_relu ? c.alpha : T(0);
     if constexpr (act == Act::leaky_relu) {
@@ -302,12 +320,12 @@ FASTXAI_INLINE Jet<T> evaluate(T a, const Scalars<T>& c) {
   return out;
 }
 
-// s' and s'' from the kept number.
+// s', s'' and s''' from the kept number.
 template <Act act, bool curvature, class T>
 FASTXAI_INLINE Jet<T> recall(T kept, const Scalars<T>& c) {
   if constexpr (act == Act::softplus) {
     const T q = absolute(kept);
-    return {kept, kept, negative(kept) ? q : 1 - q, c.beta * (q * (1 - q))};
+    return {kept, kept, negative(kept) ? q : 1 - q, c.beta * (q * (1 - q)), softplus_third(q, kept, c)};
   } else {
     return evaluate<act, curvature>(kept, c);
   }

@@ -13,12 +13,14 @@
 #include "cpu/interpolate.h"
 #include "cpu/kendall.h"
 #include "cpu/max_pool.h"
+#include "cpu/mixed.h"
 #include "cpu/parallel.h"
 #include "cpu/proportional.h"
 #include "cpu/thin_conv.h"
 #include "math.h"
 #ifdef FASTXAI_CUDA
 #include "cuda/activation.h"
+#include "cuda/mixed.h"
 #endif
 
 namespace py = pybind11;
@@ -153,6 +155,24 @@ void cpu_max_pool_pull(int dtype, int64_t components, int64_t rows, int64_t chan
   });
 }
 
+void cpu_mixed_push(int code, int second, double beta, double alpha, int dtype, int64_t elements, int64_t directions,
+                    Address kept, Address a_v, Address a, Address y, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::mixed_push<T>({code, second, beta, alpha}, {elements, directions}, at<T>(kept), at<T>(a_v), at<T>(a), at<T>(y),
+                       threads);
+  });
+}
+
+void cpu_mixed_pull(int code, int second, double beta, double alpha, int dtype, int64_t elements, int64_t directions,
+                    Address kept, Address a_v, Address a, Address nu, Address bar, Address mu, int threads) {
+  with_cpu_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::mixed_pull<T>({code, second, beta, alpha}, {elements, directions}, at<T>(kept), at<T>(a_v), at<T>(a),
+                       at<T>(nu), at<T>(bar), at<T>(mu), threads);
+  });
+}
+
 // The geometry of fastxai/kernels/attack_step.py: samples, elements, channels, inner.
 using ImageGeometry = std::array<int64_t, 4>;
 
@@ -245,6 +265,24 @@ void cuda_activation_pull_primal(int code, int second, double beta, double alpha
                                     at<T>(nu_v), at<T>(nu_0), at<T>(mu), reinterpret_cast<cudaStream_t>(stream));
   });
 }
+
+void cuda_mixed_push(int code, int second, double beta, double alpha, int dtype, int64_t elements, int64_t directions,
+                     Address kept, Address a_v, Address a, Address y, Address stream) {
+  with_cuda_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::mixed_push<T>({code, second, beta, alpha}, {elements, directions}, at<T>(kept), at<T>(a_v), at<T>(a),
+                        at<T>(y), reinterpret_cast<cudaStream_t>(stream));
+  });
+}
+
+void cuda_mixed_pull(int code, int second, double beta, double alpha, int dtype, int64_t elements, int64_t directions,
+                     Address kept, Address a_v, Address a, Address nu, Address bar, Address mu, Address stream) {
+  with_cuda_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    cuda::mixed_pull<T>({code, second, beta, alpha}, {elements, directions}, at<T>(kept), at<T>(a_v), at<T>(a),
+                        at<T>(nu), at<T>(bar), at<T>(mu), reinterpret_cast<cudaStream_t>(stream));
+  });
+}
 #endif
 
 std::vector<std::string> activation_names() { return {std::begin(act_names), std::end(act_names)}; }
@@ -268,6 +306,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_kendall", &cpu_kendall, Free());
   m.def("cpu_max_pool_push", &cpu_max_pool_push, Free());
   m.def("cpu_max_pool_pull", &cpu_max_pool_pull, Free());
+  m.def("cpu_mixed_push", &cpu_mixed_push, Free());
+  m.def("cpu_mixed_pull", &cpu_mixed_pull, Free());
   m.def("cpu_proportional_share", &cpu_proportional_share, Free());
   m.def("cpu_proportional_adjoint", &cpu_proportional_adjoint, Free());
   m.def("cpu_thin_conv_transpose", &cpu_thin_conv_transpose, Free());
@@ -276,6 +316,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_activation_push", &cuda_activation_push, Free());
   m.def("cuda_activation_pull", &cuda_activation_pull, Free());
   m.def("cuda_activation_pull_primal", &cuda_activation_pull_primal, Free());
+  m.def("cuda_mixed_push", &cuda_mixed_push, Free());
+  m.def("cuda_mixed_pull", &cuda_mixed_pull, Free());
 #else
   m.attr("has_cuda") = false;
 #endif

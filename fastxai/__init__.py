@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fastxai import results as results
     from fastxai import studies as studies
     from fastxai import theory as theory
+    from fastxai import training as training
     from fastxai import viz as viz
 
 __all__ = [
@@ -55,7 +56,9 @@ __all__ = [
 ]
 
 # Imported at first use: they need matplotlib, scikit-image or a registration with torch.
-_LAZY = ("cli", "data", "evaluation", "metrics", "models", "ops", "report", "results", "studies", "theory", "viz")
+_LAZY = (
+    "cli", "data", "evaluation", "metrics", "models", "ops", "report", "results", "studies", "theory", "training", "viz",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fastxai
-from fastxai.kernels import activation, interpolate, max_pool, proportional
+from fastxai.kernels import activation, formulas, interpolate, max_pool, mixed, proportional
 from fastxai.kernels.activation import RELU_LIKE, Activation
 from fastxai.kernels.max_pool import Window
 
@@ -131,6 +131,34 @@ def scales(act: Activation, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return y.abs(), d1.abs(), d2.abs()
 
 
+def third_scale(act: Activation, a: Tensor) -> Tensor:
+    """Return the magnitude of the terms that sum to s''' at a (float64)."""
+    size = a.abs()
+
+    def slope(z: Tensor) -> Tensor:
+        return torch.sigmoid(z) * torch.sigmoid(-z)
+
+    match act.name:
+        case "softplus" | "leaky_softplus":
+            return act.beta**2 * slope(act.beta * a)
+        case "softplus6":
+            return act.beta**2 * (slope(act.beta * a) + slope(act.beta * (a - 6)))
+        case "sigmoid":
+            return 7 * slope(a)
+        case "tanh":
+            return 40 * slope(2 * a)
+        case "silu":
+            return slope(a) * (3 + 3 * size)
+        case "gelu":
+            return torch.exp(-a * a / 2) * size * (4 + a * a)
+        case "gelu_tanh":
+            c, k = (2 / torch.pi) ** 0.5, 0.044715
+            u, du, ddu = c * (size + k * size**3), c * (1 + 3 * k * a * a), 6 * c * k * size
+            bend = ddu + 2 * du * du
+            return slope(2 * u) * (6 * bend + size * (12 * c * k + 12 * du * ddu + 20 * du**3)) * (1 + 2 * u)
+    return formulas.third(act, a).abs()
+
+
 def close(got: Tensor, want: Tensor, scale: Tensor, tolerance: float, what: str) -> None:
     """Assert |got - want| <= tolerance * scale for each element, numbers far below the smallest normal one aside."""
     assert got.shape == want.shape, what
@@ -179,6 +207,47 @@ def check_jet(case: JetCase, backend: str, dtype: torch.dtype, tolerance: float,
     if s:
         close(primal, want_mu[n:], scale_primal, tolerance, "mu_0")
         close(curved, want_curved, scale_curved, tolerance, "mu_0 without nu_0")
+
+
+MIXED_CASES = [case for case in JET_CASES if case.directions and not case.biased and case.act.second != "curvature"]
+MIXED_CASES += [
+    JetCase(act, (2, 3, 5, 7), directions, last)
+    for act in ACTIVATIONS
+    if act.second == "own"
+    for directions, last in ((1, True), (3, False))
+]
+
+
+def check_mixed(case: JetCase, backend: str, dtype: torch.dtype, tolerance: float, device: str = "cpu") -> None:
+    """Run push and pull of order 2 on a backend and compare with the reference in float64."""
+    act, s, n = case.act, case.directions, case.shape[0]
+    (a, nu, _), seed = case.tensors(dtype, device), torch.Generator().manual_seed(23)
+    added, bar = (((torch.randn(a.shape, generator=seed) * 20).round() / 16).to(a) for _ in range(2))
+    added, bar = (x.contiguous(memory_format=torch.channels_last if case.last else torch.contiguous_format) for x in (added, bar))
+    with fastxai.backend("reference"):
+        kept = activation.push(act, a[:n].to("cpu", torch.float64))[1].to(a)
+    before = [x.clone() for x in (kept, a, added, nu, bar)]
+    with fastxai.backend(backend):
+        y = mixed.push(act, kept, a[n:], added, s)
+        mu = mixed.pull(act, kept, a[n:], added, nu, bar, s)
+    assert all(map(torch.equal, (kept, a, added, nu, bar), before))
+    assert y.dtype == mu.dtype == dtype and y.stride() == added.stride() and mu.stride() == bar.stride()
+
+    kept, a, added, nu, bar = (x.to("cpu", torch.float64) for x in (kept, a, added, nu, bar))
+    with fastxai.backend("reference"):
+        want_y = mixed.push(act, kept, a[n:], added, s)
+        want_mu = mixed.pull(act, kept, a[n:], added, nu, bar, s)
+    primal = case.tensors(torch.float64, "cpu")[0][:n]
+    (_, size_1, size_2), size_3 = scales(act, primal), third_scale(act, primal)
+    v, w, u, nu_v, nu_0, bar_0, bar_v = (
+        x.abs().unflatten(0, (-1, n)) if n else x.new_zeros(1, *x.shape)
+        for x in (a[n:], added[:n], added[n:], nu[:n], nu[n:], bar[:n], bar[n:])
+    )
+    scale_y = torch.cat([size_1 * w[0] + size_2 * (u * v).sum(0), (size_1 * u).flatten(0, 1)])
+    once = size_1 * bar_0[0] + size_2 * (w[0] * nu_v[0] + (u * nu_0 + v * bar_v).sum(0))
+    scale_mu = torch.cat([once + size_3 * nu_v[0] * (u * v).sum(0), (size_1 * bar_v + size_2 * u * nu_v).flatten(0, 1)])
+    close(y, want_y, scale_y, tolerance, "y")
+    close(mu, want_mu, scale_mu, tolerance, "mu")
 
 
 @dataclass(frozen=True)

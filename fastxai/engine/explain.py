@@ -321,4 +321,4 @@ class _Relevance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        return None, None, None, None, *Extend.apply(ctx, *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
+        return None, None, None, None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)  # type: ignore[misc]

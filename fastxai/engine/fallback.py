@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,11 +103,20 @@ class Fallback:
     def __init__(self, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
         self.model, self.prepare = model, prepare
 
-    def _run(self, x: Tensor, rule: Callable[[Activation], Activation]) -> Tensor:
+    def present(self, x: Tensor, rule: Callable[[Activation], Activation]) -> Tensor:
+        """Return g(x) [N, K] with a graph, the model being in its present mode."""
         fed = self.prepare(x)
-        # A copy, for a model that writes into its input; the one attention kernel that has a second derivative.
-        with evaluation(self.model), sdpa_kernel(SDPBackend.MATH), _Replace(rule):
-            scores = self.model(fed.clone() if fed is x else fed)
+        # A copy, for a model that writes into its input.
+        with _Replace(rule):
+            return self._checked(self.model(fed.clone() if fed is x else fed), x)
+
+    def _run(self, x: Tensor, rule: Callable[[Activation], Activation]) -> Tensor:
+        # The one attention kernel that has a second derivative.
+        with evaluation(self.model), sdpa_kernel(SDPBackend.MATH):
+            return self.present(x, rule)
+
+    @staticmethod
+    def _checked(scores: Any, x: Tensor) -> Tensor:
         _check.require(isinstance(scores, Tensor), "model", "return scores [N, K]", type(scores).__name__, TypeError)
         good = scores.dim() == 2 and scores.shape[0] == x.shape[0]
         _check.require(good, "model", "return scores [N, K]", list(scores.shape))
@@ -124,16 +134,9 @@ class Fallback:
             gradient, scores = self._map(x, target, acts, create_graph=False)
         return gradient.detach(), scores.detach()
 
-    def hvp(self, x: Tensor, v: Tensor, target: Tensor | None, acts: Any) -> tuple[Tensor, Tensor]:
-        """Return (H v [S, N, ...], nabla g_k(x)), detached."""
-        with torch.inference_mode(False), torch.enable_grad():
-            x, v = _ordinary(x).detach().requires_grad_(), _ordinary(v)
-            gradient, _ = self._map(x, target, acts, create_graph=True)
-            if not gradient.requires_grad:
-                return torch.zeros_like(v), gradient
-            rows = [torch.autograd.grad(gradient, x, w, retain_graph=True, allow_unused=True)[0] for w in v]
-        rows = [torch.zeros_like(x) if row is None else row for row in rows]
-        return torch.stack(rows).detach(), gradient.detach()
+    def products(self, head: Head, target: Tensor | None, acts: Any) -> _Products:
+        """Return what multiplies by the Hessian of a function of the scores, as ``engine.products``."""
+        return _Products(self, head, target, acts)
 
     def explain(self, x: Tensor, target: Tensor | None, acts: Any, *, parameters: bool) -> tuple[Tensor, Tensor]:
         """Return (nabla g_k(x), g(x)) with a graph, differentiable any number of times."""
@@ -175,3 +178,30 @@ class Fallback:
         scores = self._run(x, acts)
         chosen = scores.argmax(1) if target is None else _ordinary(target)
         return _gradient(scores.gather(1, chosen[:, None]).sum(), x, create_graph=create_graph), scores
+
+
+@dataclass
+class _Products:
+    """``engine.products.Products`` on autograd."""
+
+    run: Fallback
+    head: Head
+    target: Tensor | None
+    acts: Any
+
+    def differentiable(self, x: Tensor, v: Tensor, *, parameters: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (H v [S, N, ...], nabla f(x), g(x)), with a graph where one is wanted."""
+        leaves = (x, v, *(self.run.model.parameters() if parameters else ()))
+        graph = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+        with torch.inference_mode(False), torch.enable_grad():
+            x, v = (_ordinary(t) if graph else _ordinary(t).detach() for t in (x, v))
+            point = x if x.requires_grad else x.detach().requires_grad_()
+            scores = self.run._run(point, self.acts)
+            chosen = scores.detach().argmax(1) if self.target is None else _ordinary(self.target)
+            gradient = _gradient(self.head.value(scores, chosen).sum(), point, create_graph=True)
+            rows = [torch.zeros_like(x)] * len(v)
+            if gradient.requires_grad:
+                options = {"retain_graph": True, "create_graph": graph, "materialize_grads": True}
+                rows = [torch.autograd.grad(gradient, point, w, **options)[0] for w in v]
+        made = torch.stack(rows) if rows else torch.zeros_like(v), gradient, scores
+        return made if graph else (made[0].detach(), gradient.detach(), scores.detach())

@@ -2,12 +2,15 @@
 
 A jet's components lie side by side in the batch dimension. A sweep runs in one of two ways:
 
-    start   up: y, y_1 .. y_S (S = ``directions``, possibly 0);  down: nu_v, nu_0^1 .. nu_0^S
-    extend  after a kept start of order 0, one tangent more: up: y_v alone;  down: nu_0 alone
+    start   up: y, y_v^1 .. y_v^S (S = ``directions``, possibly 0);  down: nu_v, nu_0^1 .. nu_0^S
+    extend  after a kept start, one order more: up: y_w, y_u^1 .. y_u^S;  down: nu_0, nu_v^1 .. nu_v^S
 
-nu_v, the cotangent of the tangents, does not depend on the direction, so S directions share one; it equals the ordinary
-cotangent that an order-0 start sends down. An extension therefore finds y and nu_v in memory and computes only what is
-new, and its down sweep is where parameter gradients fall out: dW = nu_v (x) y_v + nu_0 (x) y.
+nu_v, the cotangent of a start's tangents, does not depend on the direction, so S directions share one; it equals the
+ordinary cotangent that an order-0 start sends down. An extension finds all of the start's in memory and computes only
+what is new: for S = 0 one tangent w and the cotangent of y; for S directions v as many directions u of its own, the
+mixed components of all pairs summed up in y_w (nothing needs them apart), and the cotangents of y and of the y_v.
+Start and extension meet component by component, (y, y_v) with (nu_0, nu_v) and (nu_v, nu_0) with (y_w, y_u), and the
+parameter gradients are the sums of these products: dW = nu (x) y over both sweeps.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -34,7 +38,7 @@ class Sweep:
 
     Attributes:
         n: samples in the chunk.
-        directions: S of a start sweep; 1 in an extension.
+        directions: S of the start sweep.
         prepared: per node, its weights as ``prepare`` left them.
         activations: per activation slot, the function to use.
         extend: this is an extension of a kept start.
@@ -59,10 +63,8 @@ class Sweep:
         old = self.grads[slot]
         self.grads[slot] = grad if old is None else old.add_(grad)
 
-    def split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return (component 0 or None in an extension, the directions as [S, n, ...])."""
-        if self.extend:
-            return None, x[None]
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (the first component [n, ...], those of the directions [S, n, ...])."""
         return x[: self.n], x[self.n :].unflatten(0, (self.directions, self.n))
 
 
@@ -187,13 +189,11 @@ class Linear(Node):
             if s.keep:
                 s.memory[self.index][1] = nu
             return
-        x, nu_v, x_v = s.memory[self.index]
-        if nu_v is None:
-            nu_v, x_v = nu, x
-        elif nu is not None:
-            nu_v, x_v = torch.cat([nu_v, nu]), torch.cat([x_v, x])
-        if nu_v is not None:
-            s.collect(self.slot, self.weight_grad(self.weight(s), nu_v, x_v))
+        x, started, added = s.memory[self.index]
+        pairs = [(mu, values) for mu, values in ((started, added), (nu, x)) if mu is not None]
+        if pairs:
+            mus, values = zip(*pairs, strict=True)
+            s.collect(self.slot, self.weight_grad(self.weight(s), torch.cat(mus), torch.cat(values)))
 
 
 class Layer(Linear):
@@ -232,8 +232,20 @@ class Layer(Linear):
             s.collect(self.slot + 1, self.bias_grad(nu))
 
 
+@dataclass
+class _Curve:
+    """What a curved node remembers: of the start its inputs, output, tangents and cotangents, then the extension's."""
+
+    primal: list[Tensor]
+    y: Tensor
+    vs: list[Tensor]
+    nu: Tensor | None = None
+    w: Sequence[Tensor] = ()
+    us: Sequence[Tensor] = ()
+
+
 class Curved(Node):
-    """A nonlinear node given by its value and three products; all tensors [..., n, *shape], directions in front."""
+    """A nonlinear node given by its value and five products; all tensors [..., n, *shape], directions in front."""
 
     @abstractmethod
     def value(self, xs: Sequence[Tensor]) -> Tensor:
@@ -251,33 +263,71 @@ class Curved(Node):
     def curvature(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor], nu: Tensor) -> list[Tensor]:
         """The second-order terms (D_v Df)^T nu, one per input."""
 
+    @abstractmethod
+    def bend(self, xs: Sequence[Tensor], y: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor]) -> Tensor:
+        """The second derivative D2f[u, v]."""
+
+    @abstractmethod
+    def twist(
+        self, xs: Sequence[Tensor], y: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor], nu: Tensor
+    ) -> list[Tensor]:
+        """The third-order terms (D_u D_v Df)^T nu, one per input."""
+
     def push(self, s: Sweep, *xs: Tensor) -> Tensor:
         """Push value and tangents; remember the primal inputs, the output and the tangents."""
         if s.extend:
-            primal, y, _, nu = s.memory[self.index]
-            s.memory[self.index] = (primal, y, [x[None] for x in xs], nu)
-            return self.tangent(primal, y, [x[None] for x in xs])[0]
+            memory = s.memory[self.index]
+            w, memory.us = [x[: s.n] for x in xs], [s.split(x)[1] for x in xs]
+            memory.w = w
+            y_w = self.tangent(memory.primal, memory.y, w)
+            if not s.directions:
+                return y_w
+            y_w = y_w + self.bend(memory.primal, memory.y, memory.us, memory.vs).sum(0)
+            return torch.cat([y_w, self.tangent(memory.primal, memory.y, memory.us).flatten(0, 1)])
         primal = [x[: s.n] for x in xs]
         y = self.value(primal)
-        vs = [s.split(x)[1] for x in xs] if s.directions else []
-        s.memory[self.index] = (primal, y, vs, None)
-        return torch.cat([y, self.tangent(primal, y, vs).flatten(0, 1)]) if vs else y.clone()
+        vs = [s.split(x)[1] for x in xs]
+        s.memory[self.index] = _Curve(primal, y, vs)
+        return torch.cat([y, self.tangent(primal, y, vs).flatten(0, 1)]) if s.directions else y.clone()
 
     def pull(self, s: Sweep, nu: Tensor | None) -> Pulled:
-        """Pull nu_v by Df^T and nu_0 by Df^T plus the curvature term."""
-        primal, y, vs, nu_v = s.memory[self.index]
+        """Pull nu_v by Df^T and nu_0 by Df^T plus the curvature term; in an extension the next order's."""
+        memory = s.memory[self.index]
         if s.extend:
-            bent = [None] * len(primal) if nu_v is None else [m[0] for m in self.curvature(primal, y, vs, nu_v)]
-            straight = [None] * len(primal) if nu is None else self.cotangent(primal, y, nu)
-            return [add(a, b) for a, b in zip(bent, straight, strict=True)]
+            return self._pull_extension(s, memory, nu)
         if nu is None:
-            return [None] * len(primal)
+            return [None] * len(memory.primal)
         if s.keep:
-            s.memory[self.index] = (primal, y, vs, nu)
+            memory.nu = nu
+        primal, y = memory.primal, memory.y
         if not s.directions:
             return self.cotangent(primal, y, nu)
-        nu_v, nu_0 = nu[: s.n], s.split(nu)[1]
-        bent = self.curvature(primal, y, vs, nu_v)
+        nu_v, nu_0 = s.split(nu)
+        bent = self.curvature(primal, y, memory.vs, nu_v)
         straight = self.cotangent(primal, y, nu_0)
         first = self.cotangent(primal, y, nu_v)
         return [torch.cat([f, (b + a).flatten(0, 1)]) for f, b, a in zip(first, bent, straight, strict=True)]
+
+    def _pull_extension(self, s: Sweep, memory: _Curve, bar: Tensor | None) -> Pulled:
+        primal, y, us, vs = memory.primal, memory.y, memory.us, memory.vs
+        mu_0: list[list[Tensor]] = []
+        mu_v: list[list[Tensor]] = []
+        if bar is not None:
+            bar_0, bar_v = s.split(bar)
+            mu_0.append(self.cotangent(primal, y, bar_0))
+            if s.directions:
+                mu_0.append([m.sum(0) for m in self.curvature(primal, y, vs, bar_v)])
+                mu_v.append(self.cotangent(primal, y, bar_v))
+        if memory.nu is not None:
+            nu_v, nu_0 = s.split(memory.nu)
+            mu_0.append(self.curvature(primal, y, memory.w, nu_v))
+            if s.directions:
+                mu_0.append([m.sum(0) for m in self.curvature(primal, y, us, nu_0)])
+                mu_0.append([m.sum(0) for m in self.twist(primal, y, us, vs, nu_v)])
+                mu_v.append(self.curvature(primal, y, us, nu_v))
+        if not mu_0:
+            return [None] * len(primal)
+        sums = [[reduce(torch.add, terms) for terms in zip(*parts, strict=True)] for parts in (mu_0, mu_v)]
+        if not s.directions:
+            return sums[0]
+        return [torch.cat([first, rest.flatten(0, 1)]) for first, rest in zip(*sums, strict=True)]

@@ -1,4 +1,4 @@
-"""The public face of the engine: ``fastxai.compile`` and the net that it returns."""
+"""The public face of the engine: the net that ``fastxai.compile`` returns."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from fastxai import _check
-from fastxai.engine.core import Core, Report, Statistics
+from fastxai.engine.core import Core, Report
+from fastxai.engine.directions import directions
 from fastxai.engine.explain import SEEDS, LayerSample
 from fastxai.engine.fallback import Fallback
-from fastxai.engine.heads import Output, head
+from fastxai.engine.heads import Head, Output, head
+from fastxai.engine.products import Products
 from fastxai.engine.rules import Composite
 from fastxai.engine.runtime import Runtime
 from fastxai.kernels.activation import RELU_LIKE, Activation
 
-__all__ = ["Net", "Report", "compile"]
+__all__ = ["Net", "Report"]
 
 Target = int | Tensor | None
 _PLAIN = Composite()
+SMOOTH = {"relu": "softplus", "relu6": "softplus6", "leaky_relu": "leaky_softplus"}
 
 
 class Net:
@@ -180,24 +183,94 @@ class Net:
         >>> net.hvp(torch.zeros(5, 4), torch.ones(3, 5, 4), 0).shape
         torch.Size([3, 5, 4])
         """
-        x = self._check_input(x).detach()
-        v = _check.same_place(_check.tensor(v, "v"), "v", x, "x").detach()
+        with torch.no_grad():
+            return self._products(self._check_input(x).detach(), v, target, "logit", parameters=False)[0]
+
+    def differentiable_hvp(
+        self, x: Tensor, v: Tensor, target: Target = None, *, output: Output = "logit", parameters: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (H v, nabla f(x), g(x)) with a graph like ``differentiable_gradient``; gradients reach v too.
+
+        A loss on H v costs an order-2 sweep in its backward pass; one on the scores, such as cross-entropy, then comes
+        free of charge.
+
+        Args:
+            x: inputs [N, ...].
+            v: directions, as for ``hvp``.
+            target: as for ``gradient``.
+            output: the function f of the scores whose Hessian it is: "logit" (g_k), "probability" (softmax),
+                "cross_entropy" (the loss of class k) or a function as for ``differentiable_integral``.
+            parameters: False spares the gradients of the parameters.
+
+        Raises:
+            TypeError, ValueError: as for ``hvp``; the view is the curvature surrogate's, which has no third derivative.
+
+        >>> x, v = torch.ones(5, 4), torch.randn(5, 4)
+        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh()))
+        >>> net.differentiable_hvp(x, v, 0)[0].square().sum().backward()
+        """
+        curved = self.surrogate == "curvature"
+        _check.require(not curved, "surrogate", "not be 'curvature' where H v is differentiated", self.surrogate)
+        return self._products(self._check_input(x), v, target, output, parameters=parameters)
+
+    def _products(
+        self, x: Tensor, v: Tensor, target: Target, output: Output, *, parameters: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        _check.same_place(_check.tensor(v, "v"), "v", x, "x")
         several = v.dim() == x.dim() + 1
         _check.require(
             tuple(v.shape[several:]) == tuple(x.shape), "v", f"have shape {list(x.shape)} or [S, N, ...]", list(v.shape)
         )
         run, acts = self._backend(x)
-        chosen = self._chosen(run, x, target)
-        self._warn_if_flat(run, acts)
-        vs = v if several else v[None]
-        hv = run.hvp(x, vs, chosen, acts)[0] if x.numel() and vs.numel() else torch.zeros_like(vs)
-        return hv if several else hv[0]
+        chosen, f = self._chosen(run, x.detach(), target), head(output)
+        self._warn_if_flat(run, acts, f)
+        made = Products(run, f, chosen, acts) if isinstance(run, Runtime) else run.products(f, chosen, acts)
+        hv, gradient, scores = made.differentiable(x, v if several else v[None], parameters=parameters)
+        return hv if several else hv[0], gradient, scores
+
+    def hessian_norm(
+        self,
+        x: Tensor,
+        target: Target = None,
+        probes: int | None = 1,
+        *,
+        kind: str = "gaussian",
+        seed: int = 0,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """Return ||H(x)||_F [N] as sqrt(mean_s ||H v_s||^2): its square is an unbiased estimate, as E v v^T = 1.
+
+        ``theory.frobenius_norm`` gives the standard error beside it ([R] section 3.1).
+
+        Args:
+            x: inputs [N, ...].
+            target: as for ``gradient``.
+            probes: S random directions; None: every basis vector once, which is exact, for small inputs.
+            kind: "gaussian" ([R]) or "rademacher" (v_i = +-1, the smaller variance).
+            seed: of the probes.
+            index: LongTensor [N], a number per sample: samples of unlike numbers get unlike probes. None: all get the
+                same. Where a mean over samples is the aim, give one: errors then average out.
+
+        Raises:
+            TypeError, ValueError: as for ``hvp``; probes, kind or index are wrong.
+
+        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Softplus()))
+        >>> net.hessian_norm(torch.zeros(5, 4), 0, probes=None).shape
+        torch.Size([5])
+        """
+        x = self._check_input(x).detach()
+        target = self.base(x).argmax(1) if target is None else target
+        total, count = x.new_zeros(x.shape[0]), 0
+        for v in directions(x, probes, kind=kind, seed=seed, index=index):
+            total += self.hvp(x, v, target).flatten(2).square().sum((0, 2))
+            count += len(v)
+        return (total if probes is None else total / count).sqrt()
 
     def _classes(self, run: Runtime | Fallback, x: Tensor) -> int:
         return run.graph.nodes[-1].shape[0] if isinstance(run, Runtime) else run.scores(x[:1], self._view).shape[1]
 
-    def _warn_if_flat(self, run: Runtime | Fallback, acts: Any) -> None:
-        if self._warned or self.surrogate is not None or not isinstance(run, Runtime):
+    def _warn_if_flat(self, run: Runtime | Fallback, acts: Any, f: Head) -> None:
+        if not f.linear or self._warned or self.surrogate is not None or not isinstance(run, Runtime):
             return
         if all(act.flat for act in acts) and not run.graph.has_curved:
             self._warned = True
@@ -227,6 +300,13 @@ class Net:
         x = self._check_input(x)
         run, acts = self._backend(x)
         return run.explain(x, self._chosen(run, x.detach(), target), acts, parameters=parameters)
+
+    def differentiable_scores(self, x: Tensor) -> Tensor:
+        """Return g(x) [N, K] with a graph by plain autograd, the model being in its present mode (training, or eval).
+
+        Activations and input preparation are this view's. Everything else here always evaluates the model.
+        """
+        return self._core.autograd.present(self._check_input(x), self._view)
 
     def differentiable_integral(
         self,
@@ -344,46 +424,3 @@ class Net:
         for runtimes in self._core.rule_runtimes.values():
             for runtime in runtimes.values():
                 runtime.weights.refresh()
-
-
-def compile(
-    model: nn.Module,
-    mean: Statistics = None,
-    std: Statistics = None,
-    activation: str | None = None,
-    beta: float | None = None,
-    surrogate: str | None = None,
-    *,
-    fallback: bool = False,
-) -> Net:
-    """Compile a classifier for fast first and second derivatives.
-
-    Args:
-        model: maps [N, ...] to scores [N, K]; evaluated in eval mode always, its weights shared.
-        mean: per channel; the net then takes x and feeds the model (x - mean) / std. Maps are in x's space.
-        std: per channel, positive.
-        activation: None keeps the model's own; "softplus" replaces ReLU-like ones by softplus_beta.
-        beta: sharpness of the softplus, or of the curvature surrogate; > 0.
-        surrogate: how ReLU-like activations bend at order 1: "curvature" ([F]: s'' = beta p(1-p), forward and map are
-            ReLU's) or "none" (s'' = 0 on purpose); an error beside ``activation``.
-        fallback: run everything on plain autograd (maps are then differentiable any number of times).
-
-    Raises:
-        TypeError: model is no module.
-        ValueError: a setting is unknown, or two contradict each other.
-
-    >>> net = fastxai.compile(torch.nn.Linear(4, 3))
-    >>> net(torch.zeros(2, 4)).shape
-    torch.Size([2, 3])
-    """
-    _check.require(isinstance(model, nn.Module), "model", "be a torch.nn.Module", type(model).__name__, TypeError)
-    if std is not None:
-        _check.require(bool((torch.as_tensor(std) > 0).all()), "std", "be positive", std)
-    base = Net(Core(model, mean, std, fallback=fallback), None, None, None)
-    if activation is None and surrogate is None:
-        _check.require(beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
-        return base
-    return Net(base._core, activation, beta, surrogate, base if activation else None)
-
-
-SMOOTH = {"relu": "softplus", "relu6": "softplus6", "leaky_relu": "leaky_softplus"}

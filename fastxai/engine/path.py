@@ -340,11 +340,11 @@ class _Integral(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        return None, *Extend.apply(ctx, *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
+        return None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
 
 
 def _extension(s: Sweep, grads: list[Tensor | None] | None) -> Sweep:
-    return replace(s, directions=1, extend=True, grads=grads)
+    return replace(s, extend=True, grads=grads)
 
 
 def _equal(n: int, most: int) -> list[slice]:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from fastxai.engine.graph import Graph
 from fastxai.engine.jets import Sweep
-from fastxai.engine.weights import Weights, version
+from fastxai.engine.weights import Weights, unscaled, version
 from fastxai.kernels.activation import Activation
 
 __all__ = ["Extend", "Runtime"]
@@ -48,7 +48,7 @@ def numeric(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def run(self: Any, x: Tensor, *args: Any) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), unscaled(x):
             if x.device.type != "cuda":
                 return method(self, x, *args)
             with true_float32():
@@ -78,7 +78,8 @@ class Runtime:
         for i in range(pieces):
             yield slice(n * i // pieces, n * (i + 1) // pieces)
 
-    def _sweep(self, n: int, directions: int, prepared: list[Any], acts: Activations, **options: Any) -> Sweep:
+    def sweep(self, n: int, directions: int, prepared: list[Any], acts: Activations, **options: Any) -> Sweep:
+        """Return the state of a new sweep."""
         return Sweep(n, directions, prepared, acts, [None] * len(self.graph.nodes), **options)
 
     @numeric
@@ -87,7 +88,7 @@ class Runtime:
         prepared = self.weights.prepared(x)
         out = x.new_empty(x.shape[0], *self.graph.nodes[-1].shape)
         for rows in self.chunks(x, 1):
-            s = self._sweep(rows.stop - rows.start, 0, prepared, acts)
+            s = self.sweep(rows.stop - rows.start, 0, prepared, acts)
             out[rows] = self.graph.up(s, dense(x[rows]))
         return out
 
@@ -98,7 +99,7 @@ class Runtime:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         scores = x.new_empty(x.shape[0], *self.graph.nodes[-1].shape)
         for rows in self.chunks(x, 1):
-            s = self._sweep(rows.stop - rows.start, 0, prepared, acts)
+            s = self.sweep(rows.stop - rows.start, 0, prepared, acts)
             self._start(s, dense(x[rows]), target, rows, out, scores)
         return out, scores
 
@@ -110,24 +111,6 @@ class Runtime:
         gradient = self.graph.down(s, seed)
         assert gradient is not None
         out[rows] = gradient
-
-    @numeric
-    def hvp(self, x: Tensor, v: Tensor, target: Tensor | None, acts: Activations) -> tuple[Tensor, Tensor]:
-        """Return (H v [S, N, ...], nabla g_k(x) [N, ...]) for S directions v [S, N, ...]."""
-        prepared, directions = self.weights.prepared(x), v.shape[0]
-        hv = torch.empty_like(v, memory_format=torch.contiguous_format)
-        gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for rows in self.chunks(x, 1 + directions):
-            n = rows.stop - rows.start
-            s = self._sweep(n, directions, prepared, acts)
-            scores = self.graph.up(s, dense(torch.cat([x[rows][None], v[:, rows]]).flatten(0, 1)))[:n]
-            chosen = scores.argmax(1) if target is None else target[rows]
-            seed = scores.new_zeros((1 + directions) * n, scores.shape[1])
-            seed[:n].scatter_(1, chosen[:, None], 1)
-            mu = self.graph.down(s, seed)
-            assert mu is not None
-            gradient[rows], hv[:, rows] = mu[:n], mu[n:].unflatten(0, (directions, n))
-        return hv, gradient
 
     def explain(
         self, x: Tensor, target: Tensor | None, acts: Activations, *, parameters: bool
@@ -149,7 +132,7 @@ class Runtime:
         scores = x.new_empty(x.shape[0], *self.graph.nodes[-1].shape)
         parts = []
         for rows in self.chunks(x, 2):
-            s = self._sweep(rows.stop - rows.start, 0, prepared, acts, keep=True, wanted=wanted)
+            s = self.sweep(rows.stop - rows.start, 0, prepared, acts, keep=True, wanted=wanted)
             self._start(s, dense(x[rows]), target, rows, out, scores)
             parts.append((rows, s))
         return out, scores, parts
@@ -162,7 +145,7 @@ class Runtime:
         grads: list[Tensor | None] = [None] * len(self.weights.params)
         dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
         for rows, start in parts:
-            s = replace(start, directions=1, extend=True, grads=grads)
+            s = replace(start, extend=True, grads=grads)
             self.graph.up(s, dense(torch.zeros_like(x[rows]) if v is None else v[rows]))
             mu = self.graph.down(s, None if scores_bar is None else scores_bar[rows].contiguous())
             if mu is not None:
@@ -185,7 +168,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        return None, None, None, *Extend.apply(ctx, *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
+        return None, None, None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
 
 
 class Extend(torch.autograd.Function):
@@ -195,13 +178,14 @@ class Extend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, made: Any, v: Tensor | None, scores_bar: Tensor | None, *tensors: Tensor) -> Any:
-        """Return the gradients of <v, map> + <scores_bar, g> for ``tensors``: x, then the weights."""
+    def forward(ctx: Any, made: Any, count: int, *tensors: Tensor | None) -> Any:
+        """Return the gradients of what was made, given its ``count`` cotangents, then what it was made of: x first."""
+        cotangents, inputs = tensors[:count], tensors[count:]
         edited = any(version(tensor) != before for tensor, before in made.marks)
         if edited or made.generation != made.run.weights.generation:
             raise RuntimeError("the model's weights changed between an explanation map and its backward()")
-        dx, grads = made.run.extend(tensors[0], v, scores_bar, made.parts)
-        return dx, *grads[: len(tensors) - 1]
+        dx, grads = made.run.extend(inputs[0], *cotangents, made.parts)
+        return dx, *grads[: len(inputs) - 1]
 
     @staticmethod
     @once_differentiable

@@ -8,6 +8,7 @@ without it is cached and rebuilt only when (data_ptr, _version) of a source chan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -16,7 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-__all__ = ["Apply", "Constant", "Expr", "Source", "Weights", "evaluate", "shape_of", "sources", "version"]
+__all__ = ["Apply", "Constant", "Expr", "Source", "Weights", "evaluate", "shape_of", "sources", "unscaled", "version"]
+
+
+def unscaled(x: Tensor) -> AbstractContextManager[Any]:
+    """Keep an autocast that is on around the caller from rounding what is computed from x inside the block."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def version(tensor: Tensor) -> int:
@@ -175,7 +182,7 @@ class Weights:
 
     def differentiable(self, like: Tensor) -> list[Tensor]:
         """Return every weight expression as a differentiable function of the parameters, as autograd has them now."""
-        with torch.enable_grad():
+        with torch.enable_grad(), unscaled(like):
             return evaluate(self.params, like)
 
 

@@ -24,10 +24,13 @@ from fastxai import _backend, _check
 from fastxai.kernels import _native
 from fastxai.kernels.formulas import NAMES, RELU_LIKE, Activation, derivatives, small, stable_value, value
 
-__all__ = ["NAMES", "RELU_LIKE", "Activation", "derivatives", "pull", "pull_primal", "push", "value"]
+__all__ = [
+    "NAMES", "RELU_LIKE", "Activation", "check_rows", "derivatives", "pull", "pull_primal", "push", "value", "widened",
+]  # fmt: skip
 
 
-def _wide(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """Return x in the precision that the reference computes in."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
@@ -36,8 +39,8 @@ def _bias_shape(bias: Tensor, a: Tensor) -> Tensor:
 
 
 def _push_reference(act: Activation, a: Tensor, directions: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    wide = _wide(a).unflatten(0, (1 + directions, -1)) if a.shape[0] else _wide(a).reshape(1 + directions, *a.shape)
-    primal = wide[0] if bias is None else wide[0] + _bias_shape(_wide(bias), a)
+    wide = widened(a).unflatten(0, (1 + directions, -1)) if a.shape[0] else widened(a).reshape(1 + directions, *a.shape)
+    primal = wide[0] if bias is None else wide[0] + _bias_shape(widened(bias), a)
     y = stable_value(act, primal)
     kept = torch.copysign(small(act.beta * primal), primal) if act.name == "softplus" else primal
     tangents = derivatives(act, kept)[0] * wide[1:]
@@ -46,23 +49,23 @@ def _push_reference(act: Activation, a: Tensor, directions: int, bias: Tensor | 
 
 
 def _pull_reference(act: Activation, kept: Tensor, a_v: Tensor | None, nu: Tensor, directions: int) -> Tensor:
-    d1, d2 = derivatives(act, _wide(kept))
-    wide = _wide(nu).reshape(1 + directions, *kept.shape)
+    d1, d2 = derivatives(act, widened(kept))
+    wide = widened(nu).reshape(1 + directions, *kept.shape)
     mu = d1 * wide
     if a_v is not None and directions and not act.flat:
-        mu[1:] += d2 * _wide(a_v).reshape(directions, *kept.shape) * wide[0]
+        mu[1:] += d2 * widened(a_v).reshape(directions, *kept.shape) * wide[0]
     return mu.flatten(0, 1).to(nu.dtype)
 
 
 def _pull_primal_reference(
     act: Activation, kept: Tensor, a_v: Tensor, nu_v: Tensor, nu_0: Tensor | None, directions: int
 ) -> Tensor:
-    d1, d2 = derivatives(act, _wide(kept))
-    mu = torch.zeros_like(_wide(a_v)).reshape(directions, *kept.shape)
+    d1, d2 = derivatives(act, widened(kept))
+    mu = torch.zeros_like(widened(a_v)).reshape(directions, *kept.shape)
     if not act.flat:
-        mu = d2 * _wide(a_v).reshape(directions, *kept.shape) * _wide(nu_v)
+        mu = d2 * widened(a_v).reshape(directions, *kept.shape) * widened(nu_v)
     if nu_0 is not None:
-        mu = mu + d1 * _wide(nu_0).reshape(directions, *kept.shape)
+        mu = mu + d1 * widened(nu_0).reshape(directions, *kept.shape)
     return mu.flatten(0, 1).to(nu_v.dtype)
 
 
@@ -115,7 +118,7 @@ def _compiled_pull_primal(
     return mu
 
 
-def _check_rows(kept: Tensor, **components: tuple[Tensor | None, int]) -> None:
+def check_rows(kept: Tensor, **components: tuple[Tensor | None, int]) -> None:
     """Check that each (x, count) holds ``count`` components of kept's shape, dtype and device."""
     n, *tail = kept.shape
     # messages are formatted on failure only: a network calls this many times per millisecond of work
@@ -184,7 +187,7 @@ def pull(
     a_v = None if act.flat or not directions else a_v
     if a_v is None and directions and not act.flat:
         _check.require(False, "a_v", f"be given for {directions} directions", a_v)
-    _check_rows(kept, a_v=(a_v, directions), nu=(nu, 1 + directions))
+    check_rows(kept, a_v=(a_v, directions), nu=(nu, 1 + directions))
     match _backend.pick(nu):
         case "reference":
             return _pull_reference(act, kept, a_v, nu, directions)
@@ -223,7 +226,7 @@ def pull_primal(
     Raises:
         ValueError: shapes, dtypes or devices do not belong together.
     """
-    _check_rows(kept, a_v=(a_v, directions), nu_v=(nu_v, 1), nu_0=(nu_0, directions))
+    check_rows(kept, a_v=(a_v, directions), nu_v=(nu_v, 1), nu_0=(nu_0, directions))
     match _backend.pick(kept):
         case "reference":
             return _pull_primal_reference(act, kept, a_v, nu_v, nu_0, directions)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastxai import _check
 
-__all__ = ["NAMES", "RELU_LIKE", "SECOND", "Activation", "derivatives", "small", "stable_value", "value"]
+__all__ = ["NAMES", "RELU_LIKE", "SECOND", "Activation", "derivatives", "small", "stable_value", "third", "value"]
 
 # The position in this tuple is the activation's number in csrc/math.h and kernels/triton/activation.py.
 NAMES = (
@@ -168,6 +168,43 @@ def derivatives(act: Activation, kept: Tensor) -> tuple[Tensor, Tensor]:
     if act.name == "relu6":
         d2 = d2 - beta * small(beta * (a - 6)) * (1 - small(beta * (a - 6)))
     return d1, d2
+
+
+def third(act: Activation, kept: Tensor) -> Tensor:
+    """Return s''' from the kept number, in plain torch; zero wherever s'' jumps (ELU at 0) or is a surrogate."""
+    a, beta = kept, act.beta
+    match act.name:
+        case "softplus":
+            return _softplus_third(beta, kept.abs(), kept)
+        case "sigmoid":
+            d1 = small(a) * (1 - small(a))
+            return d1 * (1 - 6 * d1)
+        case "tanh":
+            d1 = 4 * small(2 * a) * (1 - small(2 * a))
+            return d1 * (4 - 6 * d1)
+        case "silu":
+            slope = small(a) * (1 - small(a))
+            return slope * (a * (1 - 6 * slope) - 3 * torch.tanh(a / 2))
+        case "gelu":
+            return torch.exp(-a * a / 2) * (2 * torch.pi) ** -0.5 * a * (a * a - 4)
+        case "gelu_tanh":
+            c, k = (2 / torch.pi) ** 0.5, 0.044715
+            u, du, ddu, dddu = c * (a + k * a**3), c * (1 + 3 * k * a * a), 6 * c * k * a, 6 * c * k
+            slope, t = small(2 * u) * (1 - small(2 * u)), torch.tanh(u)
+            bend = ddu - 2 * t * du * du
+            return slope * (6 * bend + a * (2 * dddu - 12 * t * du * ddu + du**3 * (8 - 48 * slope)))
+        case "elu":
+            return torch.where(a > 0, torch.zeros_like(a), act.alpha * torch.exp(a.clamp(max=0)))
+        case "softplus6":
+            return _softplus_third(beta, small(beta * a), a) - _softplus_third(beta, small(beta * (a - 6)), a - 6)
+        case "leaky_softplus":
+            return (1 - act.alpha) * _softplus_third(beta, small(beta * a), a)
+    return torch.zeros_like(a)
+
+
+def _softplus_third(beta: float, q: Tensor, a: Tensor) -> Tensor:
+    """beta^2 p(1-p)(1-2p) from q = min(p, 1-p) and the sign of a."""
+    return torch.copysign(beta * beta * q * (1 - q) * (1 - 2 * q), -a)
 
 
 def _tail(z: Tensor) -> Tensor:

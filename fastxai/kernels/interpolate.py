@@ -31,12 +31,12 @@ def _order(x: Tensor) -> torch.memory_format:
 
 def _along(t: Tensor, x: Tensor) -> Tensor:
     """Return t as [K, 1, ...], to be multiplied with [K, *x.shape]."""
-    return activation._wide(t).view(-1, *[1] * x.dim())
+    return activation.widened(t).view(-1, *[1] * x.dim())
 
 
 def _by_point(x: Tensor, points: int) -> Tensor:
     """Return [KN, ...] as [K, N, ...], in float32 or float64."""
-    return activation._wide(x).reshape(points, x.shape[0] // max(points, 1), *x.shape[1:])
+    return activation.widened(x).reshape(points, x.shape[0] // max(points, 1), *x.shape[1:])
 
 
 def _stored(x: Tensor, like: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def _stored(x: Tensor, like: Tensor) -> Tensor:
 def _push_reference(act: Activation, a: Tensor, t: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     start, step = _by_point(a, 2)
     if bias is not None:
-        start = start + activation._bias_shape(activation._wide(bias), a)
+        start = start + activation._bias_shape(activation.widened(bias), a)
     y, kept = activation._push_reference(act, (start + _along(t, start) * step).flatten(0, 1), 0, None)
     return _stored(y, a), _stored(kept, a)
 
@@ -57,17 +57,17 @@ def _tangent_reference(act: Activation, kept: Tensor, a_v: Tensor) -> Tensor:
 
 
 def _reduce_reference(act: Activation, kept: Tensor, nu: Tensor, points: int) -> Tensor:
-    mu = activation._pull_reference(act, activation._wide(kept), None, activation._wide(nu), 0)
+    mu = activation._pull_reference(act, activation.widened(kept), None, activation.widened(nu), 0)
     return _stored(_by_point(mu, points).sum(0), kept)
 
 
 def _reduce_primal_reference(
     act: Activation, kept: Tensor, a_v: Tensor, nu_v: Tensor, nu_0: Tensor | None, t: Tensor
 ) -> Tensor:
-    tangents = activation._wide(a_v).repeat(t.shape[0], *[1] * (a_v.dim() - 1))
-    nu_0 = None if nu_0 is None else activation._wide(nu_0)
+    tangents = activation.widened(a_v).repeat(t.shape[0], *[1] * (a_v.dim() - 1))
+    nu_0 = None if nu_0 is None else activation.widened(nu_0)
     mu = activation._pull_primal_reference(
-        act, activation._wide(kept), tangents, activation._wide(nu_v), nu_0, 1
+        act, activation.widened(kept), tangents, activation.widened(nu_v), nu_0, 1
     ).reshape(t.shape[0], *a_v.shape)
     return _stored(torch.cat([mu.sum(0), (_along(t, a_v) * mu).sum(0)]), kept)
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from fastxai import _backend, _check
 from fastxai.kernels import _native
-from fastxai.kernels.activation import _wide
+from fastxai.kernels.activation import widened
 
 __all__ = ["adjoint", "share"]
 
 
 def _over_stable(x: Tensor, z: Tensor, epsilon: float) -> Tensor:
-    return _wide(x) / torch.where(z < 0, _wide(z) - epsilon, _wide(z) + epsilon)
+    return widened(x) / torch.where(z < 0, widened(z) - epsilon, widened(z) + epsilon)
 
 
 def _where(y: Tensor | None, sign: int, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def _adjoint_reference(
     d: Tensor, z: Tensor, shares: Tensor, epsilon: float, kappa: float, y: Tensor | None, sign: int
 ) -> tuple[Tensor, Tensor]:
     quotient = _over_stable(d, z, epsilon)
-    return _where(y, sign, kappa * quotient).to(z.dtype), (-quotient * _wide(shares)).to(z.dtype)
+    return _where(y, sign, kappa * quotient).to(z.dtype), (-quotient * widened(shares)).to(z.dtype)
 
 
 def _triton() -> ModuleType:

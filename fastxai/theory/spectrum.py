@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastxai import _random
 from fastxai.engine import Net
-from fastxai.theory._common import Target, count, draw, flat_hvp, pieces, prepare
+from fastxai.engine.directions import directions
+from fastxai.theory._common import Target, count, flat_hvp, pieces, prepare
 from fastxai.theory._lanczos import Ritz, lanczos
 
 __all__ = ["Estimate", "Spectrum", "frobenius_norm", "hessian", "spectral_norm", "spectrum"]
@@ -68,7 +70,7 @@ class Spectrum:
 
 def starts(x: Tensor, seed: int, index: Tensor | None) -> Callable[[int], Tensor]:
     """Return j -> the Gaussian vectors [N, D] that Lanczos' method starts from, or goes on from, at step j."""
-    return lambda j: draw("gaussian", x, seed, index, range(j, j + 1))[0]
+    return lambda j: _random.probes("gaussian", x, (seed,), index, range(j, j + 1))[0]
 
 
 def spectrum(
@@ -182,7 +184,7 @@ def products(
     source: tuple[str, int, Tensor | None],
     change: Callable[[Tensor], Tensor] = lambda v: v,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (v, H v), [S, N, D] each, in chunks that fit into memory; v = change(probe).
+    """Yield (v, H v), [S, N, D] each, a few at a time; v = change(probe).
 
     Args:
         net: as for ``spectrum``.
@@ -192,16 +194,10 @@ def products(
         source: (kind, seed, index) of the random ones.
         change: applied to the directions first.
     """
-    size, each = math.prod(x.shape[1:]), x.numel() * x.element_size()
     product = flat_hvp(net, x, target)
-    for part in pieces(size if probes is None else count(probes, "probes"), each):
-        rows = range(part.start, part.stop)
-        if probes is None:
-            place = torch.arange(part.start, part.stop, device=x.device)
-            v = torch.nn.functional.one_hot(place, size).to(x.dtype)[:, None].expand(-1, x.shape[0], -1)
-        else:
-            v = draw(source[0], x, source[1], source[2], rows)
-        v = change(v)
+    kind, seed, index = source
+    for v in directions(x, probes, kind=kind, seed=seed, index=index):
+        v = change(v.flatten(2))
         yield v, product(v)
 
 

@@ -56,10 +56,30 @@ def through_engine(model: nn.Module, net: Net, x: Tensor, target: Tensor) -> lis
     return list(torch.autograd.grad(loss(heat, scores), [x, *model.parameters()], materialize_grads=True))
 
 
+def product_loss(hv: Tensor, heat: Tensor, scores: Tensor) -> Tensor:
+    """A nonlinear loss on Hessian-vector products, the map and the scores."""
+    return loss(hv, scores) + loss(heat, scores)
+
+
+def products_through_autograd(model: nn.Module, f: Middle, x: Tensor, vs: Tensor, target: Tensor) -> list[Tensor]:
+    x, vs = x.detach().requires_grad_(), vs.detach().requires_grad_()
+    scores = f(x)
+    (heat,) = torch.autograd.grad(scores.gather(1, target[:, None]).sum(), x, create_graph=True)
+    rows = [torch.autograd.grad(heat, x, v, create_graph=True, materialize_grads=True)[0] for v in vs]
+    value = product_loss(torch.stack(rows), heat, scores)
+    return list(torch.autograd.grad(value, [x, vs, *model.parameters()], materialize_grads=True))
+
+
+def products_through_engine(model: nn.Module, net: Net, x: Tensor, vs: Tensor, target: Tensor) -> list[Tensor]:
+    x, vs = x.detach().requires_grad_(), vs.detach().requires_grad_()
+    value = product_loss(*net.differentiable_hvp(x, vs, target))
+    return list(torch.autograd.grad(value, [x, vs, *model.parameters()], materialize_grads=True))
+
+
 def check(
     model: nn.Module, x: Tensor, beta: float | None = None, kind: str = "softplus", *, curved: bool = True
 ) -> None:
-    """Scores, gradient, HVP in one and three directions, and gradients of a loss on the map equal autograd's."""
+    """Scores, gradient, HVP in one and three directions, and gradients of losses on map and HVPs equal autograd's."""
     f = oracle(model, beta, kind)
     net = fastxai.compile(model)
     if beta is not None:
@@ -81,6 +101,12 @@ def check(
     wants, gots = through_autograd(model, f, x, target), through_engine(model, net, x, target)
     for name, want, got in zip(names, wants, gots, strict=True):
         assert float((got - want).norm()) <= 1e-10 * float(want.norm()) + 1e-13, name
+    if kind == "softplus":
+        names = ["x", "v", *dict(model.named_parameters())]
+        wants = products_through_autograd(model, f, x, vs[:2], target)
+        gots = products_through_engine(model, net, x, vs[:2], target)
+        for name, want, got in zip(names, wants, gots, strict=True):
+            assert float((got - want).norm()) <= 1e-9 * float(want.norm()) + 1e-11, name
 
 
 def build(middle: Middle, after: Middle = torch.tanh, seed: int = 0) -> nn.Module:

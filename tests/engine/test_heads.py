@@ -1,4 +1,4 @@
-"""Heads: values and both derivatives against autograd."""
+"""Heads: values and all three derivatives against autograd."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ FORMULAS = {
     "logit": ("logit", lambda z, k: z[torch.arange(len(z)), k]),
     "probability": ("probability", lambda z, k: F.log_softmax(z, 1).exp()[torch.arange(len(z)), k]),
     "squared": (squared, squared),
-    "cross_entropy": (cross_entropy, cross_entropy),
+    "cross_entropy": ("cross_entropy", cross_entropy),
+    "cross_entropy as a function": (cross_entropy, cross_entropy),
     "linear": (first_score, first_score),
     "constant": (lambda z, k: torch.ones_like(z[:, 0]), lambda z, k: 0 * z[:, 0] + 1),
 }
@@ -38,17 +39,21 @@ FORMULAS = {
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_derivatives_equal_autograd(name, scale, mode):
     output, formula = FORMULAS[name]
-    z, w = (scale * torch.randn(6, 4, dtype=torch.float64) for _ in range(2))
+    one = torch.ones(1, dtype=torch.float64)
+    z, w, u = (scale * torch.randn(6, 4, dtype=torch.float64) for _ in range(3))
     k = torch.tensor([0, 1, 2, 3, 3, 0])
     first = jacobian(lambda z: formula(z, k).sum(), z)
     second = hvp(lambda z: formula(z, k).sum(), z, w)[1]
+    third = jacobian(lambda t: hvp(lambda z: formula(z, k).sum(), z + t * u, w, create_graph=True)[1], one[:1] * 0)[..., 0]
     with mode():
         f = head(output)
-        value, d1, d2 = f.value(z, k), f.d1(z, k), f.d2(z, k, w)
+        value, d1, d2, d3 = f.value(z, k), f.d1(z, k), f.d2(z, k, w), f.d3(z, k, u, w)
     torch.testing.assert_close(value, formula(z, k), rtol=1e-13, atol=0)
     torch.testing.assert_close(d1, first, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(torch.zeros_like(z) if d2 is None else d2, second, rtol=1e-11, atol=1e-14)
-    assert not d1.requires_grad and (d2 is None or not d2.requires_grad)
+    torch.testing.assert_close(torch.zeros_like(z) if d3 is None else d3, third, rtol=1e-10, atol=1e-13)
+    assert f.linear <= (d2 is None and d3 is None)
+    assert not any(d is not None and d.requires_grad for d in (d1, d2, d3))
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -69,7 +74,7 @@ def test_no_rows():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="output must be one of 'logit', 'probability', got 'margin'"):
+    with pytest.raises(ValueError, match="output must be one of 'logit', 'probability', 'cross_entropy', got 'margin'"):
         head("margin")
     with pytest.raises(ValueError, match=r"output\(logits, target\) must have shape \[2\], got \[\]"):
         head(lambda z, k: z.sum()).d1(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))

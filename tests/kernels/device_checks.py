@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
-from cases import PathCase, ShareCase, place
+from cases import JetCase, PathCase, ShareCase, place
 from torch import Tensor
 
 import fastxai
@@ -30,6 +30,13 @@ PATHS = [
     PathCase(Activation(name, 3.0), *structure)
     for name in ("softplus", "gelu", "relu6")
     for structure in (((2, 3, 5, 7), 5, True, True), ((2, 16, 4, 4), 3), ((5, 7), 2, False, True))
+]
+
+
+MIXED = [
+    JetCase(Activation(name, 3.0), *structure)
+    for name in ("softplus", "silu", "relu6")
+    for structure in (((2, 3, 5, 7), 1, True), ((2, 16, 4, 4), 2), ((5, 7), 3))
 ]
 
 

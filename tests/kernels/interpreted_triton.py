@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import (
     JET_CASES,
+    MIXED_CASES,
     PATH_CASES,
     POOL_CASES,
     SHARE_CASES,
@@ -16,6 +17,7 @@ from cases import (
     PoolCase,
     ShareCase,
     check_jet,
+    check_mixed,
     check_path,
     check_pool,
     check_share,
@@ -48,6 +50,17 @@ def test_jet(case: JetCase) -> None:
 def test_storage_and_in_place(act: Activation, dtype: torch.dtype) -> None:
     for shape in checks.SHAPES:
         checks.check_storage(*BACKEND, act, 1, dtype, shape)
+
+
+@pytest.mark.parametrize("case", MIXED_CASES, ids=str)
+def test_mixed(case: JetCase) -> None:
+    check_mixed(case, "triton", torch.float32, checks.RELATIVE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", checks.MIXED, ids=str)
+def test_mixed_storage(case: JetCase, dtype: torch.dtype) -> None:
+    check_mixed(case, "triton", dtype, checks.RELATIVE + checks.rounding(dtype, "cpu"))
 
 
 @pytest.mark.parametrize("case", SMALL_PATHS, ids=str)

@@ -9,6 +9,7 @@ import torch
 from cases import (
     ACTIVATIONS,
     JET_CASES,
+    MIXED_CASES,
     PATH_CASES,
     POOL_CASES,
     SHARE_CASES,
@@ -17,6 +18,7 @@ from cases import (
     PoolCase,
     ShareCase,
     check_jet,
+    check_mixed,
     check_path,
     check_pool,
     check_share,
@@ -33,6 +35,7 @@ from fastxai.kernels.activation import Activation
 
 BACKENDS = ("triton", "cuda")
 LAUNCHERS = ("cuda_activation_push", "cuda_activation_pull", "cuda_activation_pull_primal")
+LAUNCHERS += ("cuda_mixed_push", "cuda_mixed_pull")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -46,7 +49,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 def test_launchers_are_in_the_extension_if_it_was_built_with_cuda() -> None:
     module = _backend.extension()
     assert isinstance(module, ModuleType), module
-    assert [hasattr(module, name) for name in LAUNCHERS] == [module.has_cuda] * 3
+    assert [hasattr(module, name) for name in LAUNCHERS] == [module.has_cuda] * len(LAUNCHERS)
 
 
 def test_an_unusable_gpu_backend_says_why() -> None:
@@ -66,6 +69,17 @@ def test_jet(backend: str, case: JetCase) -> None:
 def test_storage_and_in_place(backend: str, act: Activation, dtype: torch.dtype) -> None:
     for shape in (*checks.SHAPES, ((3, 7, 19, 23), False, True), ((4, 32, 33, 33), True, True)):
         checks.check_storage(backend, "cuda", act, 1, dtype, shape)
+
+
+@pytest.mark.parametrize("case", MIXED_CASES, ids=str)
+def test_mixed(backend: str, case: JetCase) -> None:
+    check_mixed(case, backend, torch.float32, checks.RELATIVE, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", checks.MIXED, ids=str)
+def test_mixed_storage(backend: str, case: JetCase, dtype: torch.dtype) -> None:
+    check_mixed(case, backend, dtype, checks.RELATIVE + checks.rounding(dtype, "cuda"), "cuda")
 
 
 @pytest.mark.parametrize("case", PATH_CASES, ids=str)

@@ -21,6 +21,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 POINTERS = ("y", "y_v", "kept", "a", "x", "mu", "mu_v", "mu_0", "m_0", "m_1", "a_v", "nu", "nu_v", "nu_0", "t")
 POINTERS += ("r", "z", "d", "dz", "shares")
+POINTERS += ("y_u", "bar")
 POINTERS += ("out", "gradient", "m", "v", "low", "high", "origin")
 FLOATS = ("beta_head", "beta_tail", "alpha", "epsilon", "kappa")
 FLOATS += ("beta_1", "rest_1", "beta_2", "rest_2", "eps", "step", "correction")
@@ -77,6 +78,18 @@ def test_activation_kernels_assemble_with_16_byte_accesses(name: str, pointer: s
     # a, a_v -> y, y_v, kept;   kept, nu_v, nu_0, a_v -> mu_v, mu_0
     assert accesses(push, "ld") == [".v4.b32"] * 2 and accesses(push, "st") == [".v4.b32"] * 3
     assert accesses(pull, "ld") == [".v4.b32"] * 4 and accesses(pull, "st") == [".v4.b32"] * 2
+    assert not any(".local" in ptx or ".approx" in ptx for ptx in (push, pull))
+
+
+@pytest.mark.parametrize("pointer", ["*fp32", "*bf16"])
+def test_mixed_kernels_assemble_with_16_byte_accesses(pointer: str) -> None:
+    from fastxai.kernels.triton import mixed as kernels
+
+    act = NAMES.index("softplus")
+    push, pull = (compile_for_hopper(k, pointer, ACT=act, DIRECTIONS=1) for k in (kernels._push_kernel, kernels._pull_kernel))
+    # kept, a_w, a_u, a_v -> y_w, y_u;   kept, nu_v, bar_0, a_w, a_u, a_v, bar_v, nu_0 -> mu_v, mu_0
+    assert accesses(push, "ld") == [".v4.b32"] * 4 and accesses(push, "st") == [".v4.b32"] * 2
+    assert accesses(pull, "ld") == [".v4.b32"] * 8 and accesses(pull, "st") == [".v4.b32"] * 2
     assert not any(".local" in ptx or ".approx" in ptx for ptx in (push, pull))
 
 

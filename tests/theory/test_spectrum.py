@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastxai
 from fastxai import theory
-from fastxai.theory._common import draw
+from fastxai._random import probes
 from fastxai.theory._lanczos import lanczos
 
 TARGET = torch.tensor([1, 0, 3])
@@ -92,7 +92,7 @@ def test_a_breakdown_of_one_sample_leaves_the_others_alone() -> None:
     x = torch.zeros(3, 9, dtype=torch.float64)
 
     def starts(j: int) -> Tensor:
-        return draw("gaussian", x, 0, None, range(j, j + 1))[0]
+        return probes("gaussian", x, (0,), None, range(j, j + 1))[0]
 
     together = lanczos(lambda v: (a @ v[:, :, None])[:, :, 0], starts, 5)
     alone = lanczos(lambda v: v @ a[2], lambda j: starts(j)[:1], 5)
@@ -106,7 +106,7 @@ def test_locked_vectors_are_never_touched() -> None:
     a = torch.diag(torch.tensor([5.0, 4, 3, 2, 1], dtype=torch.float64))[None]
     locked = torch.eye(5, dtype=torch.float64)[None, :2]
     x = torch.zeros(1, 5, dtype=torch.float64)
-    ritz = lanczos(lambda v: v @ a[0], lambda j: draw("gaussian", x, 1, None, range(j, j + 1))[0], 3, locked)
+    ritz = lanczos(lambda v: v @ a[0], lambda j: probes("gaussian", x, (1,), None, range(j, j + 1))[0], 3, locked)
     assert (ritz.values[0] - torch.tensor([1.0, 2, 3])).abs().max() < 1e-12
     assert (ritz.basis @ locked.mT).abs().max() < 1e-12
 
@@ -115,7 +115,7 @@ def test_a_sample_that_is_not_finite_is_nan_and_alone_in_it() -> None:
     a = torch.diag(torch.tensor([3.0, 2, 1]))
     x = torch.zeros(2, 3)
     factor = torch.tensor([[1.0], [torch.inf]])
-    ritz = lanczos(lambda v: factor * (v @ a), lambda j: draw("gaussian", x, 1, None, range(j, j + 1))[0], 3)
+    ritz = lanczos(lambda v: factor * (v @ a), lambda j: probes("gaussian", x, (1,), None, range(j, j + 1))[0], 3)
     assert ritz.values[1].isnan().all() and ritz.residuals[1].isnan().all()
     assert (ritz.values[0] - torch.tensor([1.0, 2, 3])).abs().max() < 1e-5
 
@@ -207,17 +207,17 @@ def test_draws_are_keyed(seed: int, rows: int, n: int) -> None:
     x = torch.zeros(n, 7, dtype=torch.float64)
     index = torch.arange(n) * 11 - 5
     for kind in ("rademacher", "gaussian"):
-        v = draw(kind, x, seed, index, range(rows + 2))
+        v = probes(kind, x, (seed,), index, range(rows + 2))
         assert v.shape == (rows + 2, n, 7) and v.isfinite().all()
-        assert torch.equal(draw(kind, x, seed, index, range(2, rows + 2)), v[2:])
-        assert torch.equal(draw(kind, x[:1], seed, index[:1], range(rows + 2)), v[:, :1])
-        assert torch.allclose(draw(kind, x.float(), seed, index, range(rows + 2)).double(), v, atol=1e-6)
+        assert torch.equal(probes(kind, x, (seed,), index, range(2, rows + 2)), v[2:])
+        assert torch.equal(probes(kind, x[:1], (seed,), index[:1], range(rows + 2)), v[:, :1])
+        assert torch.allclose(probes(kind, x.float(), (seed,), index, range(rows + 2)).double(), v, atol=1e-6)
 
 
 def test_draws_are_white() -> None:
     x = torch.zeros(50, 400, dtype=torch.float64)
     for kind, fourth in (("rademacher", 1.0), ("gaussian", 3.0)):
-        v = draw(kind, x, 4, torch.arange(50), range(10)).reshape(500, 400)
+        v = probes(kind, x, (4,), torch.arange(50), range(10)).reshape(500, 400)
         assert v.mean().abs() < 4 / math.sqrt(v.numel())
         assert abs(v.pow(4).mean() - fourth) < 4 * math.sqrt(96 / v.numel())
         for w in (v, v.T):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastxai.engine.graph import builds
@@ -12,15 +13,19 @@ from fastxai.engine.jets import Node, Pulled, Sweep
 from fastxai.engine.trace import Unsupported
 from fastxai.engine.weights import Expr
 from fastxai.kernels import activation as kernel
+from fastxai.kernels import mixed
 
 __all__ = ["Activate"]
 
 
 @dataclass
 class _Memory:
+    """What an activation remembers of the start, and what its extension pushed."""
+
     kept: Tensor
-    a_v: Tensor | None
-    nu_v: Tensor | None = None
+    a_v: Tensor
+    nu: Tensor | None = None
+    added: Tensor | None = None
 
 
 class Activate(Node):
@@ -48,31 +53,40 @@ class Activate(Node):
         act, a = s.activations[self.activation_slot], xs[0]
         if s.extend:
             memory = s.memory[self.index]
-            memory.a_v = a
-            return kernel.pull(act, memory.kept, None, a)
+            memory.added = a
+            if act.flat or not s.directions:
+                return kernel.pull(act, memory.kept, None, a, s.directions)
+            return mixed.push(act, memory.kept, memory.a_v, a, s.directions)
         y, kept = kernel.push(act, a, s.directions, s.prepared[self.index], overwrite=self.owns_input)
-        s.memory[self.index] = _Memory(kept, a[s.n :] if s.directions else None)
+        s.memory[self.index] = _Memory(kept, a[s.n :])
         return y
 
     def pull(self, s: Sweep, nu: Tensor | None) -> Pulled:
-        """Pull the cotangents; in an extension only mu_0 is new."""
+        """Pull the cotangents; in an extension those of the next order."""
         act, memory = s.activations[self.activation_slot], s.memory[self.index]
         if not s.extend:
             assert nu is not None
             if s.keep:
-                memory.nu_v = nu
+                memory.nu = nu
             overwrite = self.owns_cotangent and not s.keep
             return [kernel.pull(act, memory.kept, memory.a_v, nu, s.directions, overwrite=overwrite)]
-        mu = None if nu is None and act.flat else self._pull_primal(act, memory, nu)
+        mu = self._pull_extension(act, memory, nu, s.directions)
         if mu is not None and self.slot in s.wanted:
-            s.collect(self.slot, mu.sum([0, *range(2, self.dim)]))
+            s.collect(self.slot, mu[: s.n].sum([0, *range(2, self.dim)]))
         return [mu]
 
-    def _pull_primal(self, act: kernel.Activation, memory: _Memory, nu: Tensor | None) -> Tensor | None:
-        if memory.nu_v is None or act.flat:
-            return None if nu is None else kernel.pull(act, memory.kept, None, nu)
-        assert memory.a_v is not None
-        return kernel.pull_primal(act, memory.kept, memory.a_v, memory.nu_v, nu)
+    def _pull_extension(
+        self, act: kernel.Activation, memory: _Memory, bar: Tensor | None, directions: int
+    ) -> Tensor | None:
+        if act.flat or (memory.nu is None and not directions):
+            return None if bar is None else kernel.pull(act, memory.kept, None, bar, directions)
+        assert memory.added is not None
+        if not directions:
+            return kernel.pull_primal(act, memory.kept, memory.added, memory.nu, bar)  # type: ignore[arg-type]
+        if memory.nu is None and bar is None:
+            return None
+        nu, bar = (torch.zeros_like(memory.added) if x is None else x for x in (memory.nu, bar))
+        return mixed.pull(act, memory.kept, memory.a_v, memory.added, nu, bar, directions)
 
 
 def _floating(a: Node, name: str, **settings: Any) -> Node:

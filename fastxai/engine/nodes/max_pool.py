@@ -28,7 +28,7 @@ class MaxPool(Node):
     def push(self, s: Sweep, *xs: Tensor) -> Tensor:
         """Find the argmax of component 0 (kept for every later sweep) and gather."""
         if s.extend:
-            return kernel.push(xs[0], self.window, 1, s.memory[self.index])[0]
+            return kernel.push(xs[0], self.window, 1 + s.directions, s.memory[self.index])[0]
         y, s.memory[self.index] = kernel.push(xs[0], self.window, 1 + s.directions)
         return y
 

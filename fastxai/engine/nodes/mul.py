@@ -42,6 +42,16 @@ class Mul(Curved):
         """Return nu b_v and nu a_v."""
         return [self._sum(nu * vs[1], 0), self._sum(nu * vs[0], 1)]
 
+    def bend(self, xs: Sequence[Tensor], y: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor]) -> Tensor:
+        """Return a_u b_v + a_v b_u."""
+        return us[0] * vs[1] + vs[0] * us[1]
+
+    def twist(
+        self, xs: Sequence[Tensor], y: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor], nu: Tensor
+    ) -> list[Tensor]:
+        """Return zero: products of two have no third derivative."""
+        return [nu.new_zeros(u.shape) for u in us]
+
     def _sum(self, product: Tensor, which: int) -> Tensor:
         """Sum over what the factor was broadcast along; leading dimensions stay."""
         shape = self.inputs[which].shape

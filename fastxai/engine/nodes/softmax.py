@@ -19,6 +19,22 @@ def covariance(p: Tensor, w: Tensor, axis: int) -> Tensor:
     return p * w - p * (p * w).sum(axis, keepdim=True)
 
 
+def turn(p: Tensor, v: Tensor, w: Tensor, axis: int) -> Tensor:
+    """D_v C(w) = q w - q (p.w) - p (q.w), q = C(v); symmetric in v and w."""
+    q = covariance(p, v, axis)
+    return q * (w - (p * w).sum(axis, keepdim=True)) - p * (q * w).sum(axis, keepdim=True)
+
+
+def turn_again(p: Tensor, u: Tensor, v: Tensor, w: Tensor, axis: int) -> Tensor:
+    """D_u D_v C(w): ``turn`` differentiated once more."""
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(axis, keepdim=True)
+
+    p_u, q, q_u = covariance(p, u, axis), covariance(p, v, axis), turn(p, u, v, axis)
+    return q_u * (w - dot(p, w)) - q * dot(p_u, w) - p_u * dot(q, w) - p * dot(q_u, w)
+
+
 class Softmax(Curved):
     """p = exp(x) / sum exp(x)."""
 
@@ -39,10 +55,18 @@ class Softmax(Curved):
         return [covariance(y, nu, self.axis)]
 
     def curvature(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor], nu: Tensor) -> list[Tensor]:
-        """Return D_v C(nu) = q nu - q (p.nu) - p (q.nu), q = C(v)."""
-        q = covariance(y, vs[0], self.axis)
-        p_nu, q_nu = (y * nu).sum(self.axis, keepdim=True), (q * nu).sum(self.axis, keepdim=True)
-        return [q * (nu - p_nu) - y * q_nu]
+        """Return D_v C(nu)."""
+        return [turn(y, vs[0], nu, self.axis)]
+
+    def bend(self, xs: Sequence[Tensor], y: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor]) -> Tensor:
+        """Return D_u C(v)."""
+        return turn(y, us[0], vs[0], self.axis)
+
+    def twist(
+        self, xs: Sequence[Tensor], y: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor], nu: Tensor
+    ) -> list[Tensor]:
+        """Return D_u D_v C(nu)."""
+        return [turn_again(y, us[0], vs[0], nu, self.axis)]
 
 
 class LogSoftmax(Curved):
@@ -67,6 +91,16 @@ class LogSoftmax(Curved):
     def curvature(self, xs: Sequence[Tensor], y: Tensor, vs: Sequence[Tensor], nu: Tensor) -> list[Tensor]:
         """Return -C(v) sum(nu)."""
         return [-covariance(y.exp(), vs[0], self.axis) * nu.sum(self.axis, keepdim=True)]
+
+    def bend(self, xs: Sequence[Tensor], y: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor]) -> Tensor:
+        """Return -C(u).v, the same for every component."""
+        return (-covariance(y.exp(), us[0], self.axis) * vs[0]).sum(self.axis, keepdim=True).expand_as(vs[0])
+
+    def twist(
+        self, xs: Sequence[Tensor], y: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor], nu: Tensor
+    ) -> list[Tensor]:
+        """Return -D_u C(v) sum(nu)."""
+        return [-turn(y.exp(), us[0], vs[0], self.axis) * nu.sum(self.axis, keepdim=True)]
 
 
 def _axis(x: Node, dim: Any, dtype: Any) -> int:

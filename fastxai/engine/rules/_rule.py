@@ -75,11 +75,11 @@ class Site:
 
     def push(self, *ts: Tensor) -> Tensor:
         """Return J t; t is remembered for ``bend``."""
-        return self.node.push(replace(self.sweep, directions=1, extend=True), *ts)
+        return self.node.push(replace(self.sweep, extend=True), *ts)
 
     def bend(self) -> Sequence[Tensor | None]:
         """Return the cotangents (D_t J)^T r of the inputs; collect those of the parameters."""
-        return self.node.pull(replace(self.sweep, directions=1, extend=True), None)
+        return self.node.pull(replace(self.sweep, extend=True), None)
 
 
 class Rule:

@@ -1,0 +1,52 @@
+"""``fastxai.compile``: from a module to a net."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastxai import _check
+from fastxai.engine.core import Core, Statistics
+from fastxai.engine.net import Net
+
+__all__ = ["compile"]
+
+
+def compile(
+    model: nn.Module,
+    mean: Statistics = None,
+    std: Statistics = None,
+    activation: str | None = None,
+    beta: float | None = None,
+    surrogate: str | None = None,
+    *,
+    fallback: bool = False,
+) -> Net:
+    """Compile a classifier for fast first and second derivatives.
+
+    Args:
+        model: maps [N, ...] to scores [N, K]; evaluated in eval mode always, its weights shared.
+        mean: per channel; the net then takes x and feeds the model (x - mean) / std. Maps are in x's space.
+        std: per channel, positive.
+        activation: None keeps the model's own; "softplus" replaces ReLU-like ones by softplus_beta.
+        beta: sharpness of the softplus, or of the curvature surrogate; > 0.
+        surrogate: how ReLU-like activations bend at order 1: "curvature" ([F]: s'' = beta p(1-p), forward and map are
+            ReLU's) or "none" (s'' = 0 on purpose); an error beside ``activation``.
+        fallback: run everything on plain autograd (maps are then differentiable any number of times).
+
+    Raises:
+        TypeError: model is no module.
+        ValueError: a setting is unknown, or two contradict each other.
+
+    >>> net = fastxai.compile(torch.nn.Linear(4, 3))
+    >>> net(torch.zeros(2, 4)).shape
+    torch.Size([2, 3])
+    """
+    _check.require(isinstance(model, nn.Module), "model", "be a torch.nn.Module", type(model).__name__, TypeError)
+    if std is not None:
+        _check.require(bool((torch.as_tensor(std) > 0).all()), "std", "be positive", std)
+    base = Net(Core(model, mean, std, fallback=fallback), None, None, None)
+    if activation is None and surrogate is None:
+        _check.require(beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
+        return base
+    return Net(base._core, activation, beta, surrogate, base if activation else None)

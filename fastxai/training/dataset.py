@@ -1,0 +1,87 @@
+"""Images and labels that live on the device, cut into batches in an order that a seed fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastxai import _check, _random
+
+__all__ = ["Dataset"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images.
+
+    Attributes:
+        images: uint8 [M, C, H, W], or floating point in the model's own space.
+        labels: int64 [M].
+        mean, std: per channel; uint8 images x become (x / 255 - mean) / std. None leaves them in [0, 1].
+        pad: random crops shift the image by up to so many pixels, black beyond the rim.
+        flip: mirror half of the images.
+
+    Raises:
+        TypeError, ValueError: images and labels do not belong together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    pad: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        _check.require(self.images.dim() == 4, "images", "have shape [M, C, H, W]", list(self.images.shape))
+        _check.shape(self.labels, "labels", (len(self.images),))
+        _check.require(self.labels.dtype == torch.long, "labels", "be int64", self.labels.dtype, TypeError)
+        _check.require((self.mean is None) == (self.std is None), "std", "come with mean", self.std)
+        _check.require(isinstance(self.pad, int) and self.pad >= 0, "pad", "be an int >= 0", self.pad)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the same on another device."""
+        return Dataset(
+            self.images.to(device), self.labels.to(device), self.mean, self.std, pad=self.pad, flip=self.flip
+        )
+
+    def plain(self, index: Tensor) -> Tensor:
+        """Return the images of these numbers in the model's space, as they are."""
+        return self._prepared(self.images[index])
+
+    def augmented(self, index: Tensor, key: Sequence[int]) -> Tensor:
+        """Return the images of these numbers shifted and mirrored at random, by (key, number of the image)."""
+        x, (height, width), p = self.images[index], self.images.shape[2:], self.pad
+        if not (p or self.flip):
+            return self._prepared(x)
+        top, left, mirror = _random.bits(key, index, range(1), 3)[0].unbind(1)
+        rows = top.remainder(2 * p + 1)[:, None] + torch.arange(height, device=x.device)
+        across = torch.arange(width, device=x.device)
+        if self.flip:
+            across = torch.where((mirror < 0)[:, None], width - 1 - across, across)
+        columns = left.remainder(2 * p + 1)[:, None] + across
+        padded = functional.pad(x, (p, p, p, p)).permute(0, 2, 3, 1)
+        first = torch.arange(len(x), device=x.device)[:, None, None]
+        return self._prepared(padded[first, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2))
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            return x
+        x = x.float() / 255
+        if self.mean is None or self.std is None:
+            return x
+        mean, std = (x.new_tensor(list(values)).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (x - mean) / std
+
+    def order(self, size: int, key: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the numbers of each batch of ``size`` of one epoch in random order; what is left over is dropped."""
+        one = torch.zeros(1, dtype=torch.long)
+        order = _random.bits(key, one, range(1), len(self))[0, 0].argsort().to(self.labels.device)
+        yield from order[: len(self) // size * size].split(size)

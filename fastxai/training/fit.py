@@ -1,0 +1,136 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastxai import _check
+from fastxai.training.checkpoint import Checkpoint
+from fastxai.training.config import FitConfig
+from fastxai.training.dataset import Dataset
+from fastxai.training.objective import Objective
+
+__all__ = ["fit"]
+
+Measure = Callable[[Objective], dict[str, float]]
+# Keys of random numbers: what they are for.
+_ORDER, _CROPS = 1, 2
+
+
+def fit(
+    objective: Objective,
+    data: Dataset,
+    config: FitConfig,
+    *,
+    out: str | Path | None = None,
+    measure: Measure | None = None,
+    board: bool = False,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train an objective's model in place.
+
+    Order, crops and probes are functions of (seed, epoch, sample): a run that was stopped and goes on ends with the
+    same weights as one that was not.
+
+    Args:
+        objective: what to minimise.
+        data: images and labels, on the model's device.
+        config: the settings.
+        out: a folder for checkpoints and log.csv; a run found there goes on.
+        measure: called after every epoch; its numbers join the log.
+        board: write TensorBoard logs into ``out`` too; needs the package tensorboard.
+        progress: show a bar.
+
+    Returns:
+        One row an epoch: epoch, loss, the terms by name, lr, seconds, and what ``measure`` gave.
+
+    Raises:
+        ValueError: out holds a run with other settings, the data is smaller than a batch, or the loss is not finite.
+        ModuleNotFoundError: board without tensorboard.
+    """
+    _check.require(len(data) >= config.batch, "data", f"hold a batch of {config.batch} at least", len(data))
+    _check.require(out is not None or not board, "board", "come with out", board)
+    optimizer, rows, start = _optimizer(objective, config), [], 0
+    found = None if out is None else Checkpoint.load(out)
+    if found is not None:
+        same = {**found.state["config"], "epochs": 0} == {**config.table(), "epochs": 0}
+        same = same and (config.schedule == "constant" or found.state["config"]["epochs"] == config.epochs)
+        _check.require(same, "config", f"be that of the run in {out}: {found.state['config']}", config.table())
+        found.restore(objective, optimizer)
+        rows, start = found.state["rows"], found.state["epoch"]
+    for epoch in range(start, config.epochs):
+        row = _epoch(objective, data, config, optimizer, epoch, progress)
+        if measure is not None:
+            row |= measure(objective)
+        rows.append(row)
+        if out is not None:
+            done = epoch + 1
+            if done % config.checkpoint_every == 0 or done == config.epochs:
+                state = {"epoch": done, "config": config.table(), "rows": rows}
+                Checkpoint.of(objective, optimizer, state).save(out)
+            _log(Path(out), rows, board=board)
+    return rows
+
+
+def _optimizer(objective: Objective, config: FitConfig) -> torch.optim.Optimizer:
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    _check.require(len(parameters) > 0, "objective", "have parameters that require gradients", 0)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    options = {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay, **options)
+
+
+def _epoch(
+    objective: Objective, data: Dataset, config: FitConfig, optimizer: torch.optim.Optimizer, epoch: int, progress: bool
+) -> dict[str, float]:
+    objective.train()
+    began, steps = time.perf_counter(), len(data) // config.batch // config.accumulate
+    _check.require(steps > 0, "accumulate", f"leave one step of {len(data)} samples", config.accumulate)
+    batches = data.order(config.batch, (config.seed, epoch, _ORDER))
+    total: dict[str, Tensor] = {}
+    kind = data.labels.device.type
+    bar = tqdm(range(steps), desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not progress)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate((epoch + step / steps) / config.epochs)
+        optimizer.zero_grad(set_to_none=True)
+        for _ in range(config.accumulate):
+            index = next(batches)
+            x, y = data.augmented(index, (config.seed, epoch, _CROPS)), data.labels[index]
+            with torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss = objective(x, y, index)
+            (loss / config.accumulate).backward()
+            for name, value in {"loss": loss.detach(), **objective.parts}.items():
+                total[name] = total.get(name, 0) + value
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(list(objective.parameters()), config.clip)
+        optimizer.step()
+    row: dict[str, Any] = {"epoch": epoch + 1}
+    row |= {name: float(value) / (steps * config.accumulate) for name, value in total.items()}
+    finite = row["loss"] == row["loss"] and abs(row["loss"]) != float("inf")
+    _check.require(finite, "loss", f"stay finite; lower lr or set clip (epoch {epoch + 1})", row["loss"])
+    return {**row, "lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - began}
+
+
+def _log(folder: Path, rows: list[dict[str, float]], *, board: bool) -> None:
+    aside = folder / ".log.csv.part"
+    with aside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    aside.replace(folder / "log.csv")
+    if board:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(folder)) as writer:
+            for name, value in rows[-1].items():
+                writer.add_scalar(name, value, int(rows[-1]["epoch"]))

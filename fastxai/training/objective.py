@@ -1,0 +1,152 @@
+"""Objectives: a weighted sum of terms that share their passes through the network."""
+
+from __future__ import annotations
+
+import copy
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastxai import _check
+from fastxai.engine import Net
+
+__all__ = ["Batch", "Objective", "Term"]
+
+# Modules that compute something else in training mode. Scores of the engine, which is always in eval mode, cannot stand
+# for theirs.
+_MODAL = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase)
+
+
+class Batch:
+    """One batch on its way through an objective.
+
+    Attributes:
+        net: the network.
+        x: inputs [N, ...].
+        y: labels [N].
+        index: the samples' numbers [N], which key random numbers.
+        step: how many training batches came before.
+    """
+
+    def __init__(self, net: Net, x: Tensor, y: Tensor, index: Tensor, step: int) -> None:
+        self.net, self.x, self.y, self.index, self.step = net, x, y, index, step
+        self._scores: Tensor | None = None
+
+    def offer(self, scores: Tensor) -> None:
+        """Let other terms use the scores of a pass in eval mode, where the model's own mode would give the same."""
+        if not any(module.training and isinstance(module, _MODAL) for module in self.net.model.modules()):
+            self._scores = scores
+
+    @property
+    def scores(self) -> Tensor:
+        """g(x) [N, K] with a graph, the model being in its present mode."""
+        if self._scores is None:
+            self._scores = self.net.differentiable_scores(self.x)
+        return self._scores
+
+
+class Term(ABC):
+    """One summand of an objective; ``0.1 * term`` is the same term with another weight.
+
+    Attributes:
+        weight: the factor.
+    """
+
+    weight: float = 1.0
+
+    def __mul__(self, factor: float) -> Self:
+        """Return the term with its weight multiplied."""
+        _check.require(isinstance(factor, (int, float)), "factor", "be a number", factor, TypeError)
+        _check.require(abs(factor) < float("inf"), "factor", "be finite", factor)
+        term = copy.copy(self)
+        term.weight = self.weight * factor
+        return term
+
+    __rmul__ = __mul__
+
+    @property
+    def name(self) -> str:
+        """The class's name in lower case, such as hessian_norm."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def prepare(self, batch: Batch) -> None:  # noqa: B027 (most terms have nothing to share)
+        """Run what other terms may share; called for every term before the first is evaluated."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the unweighted value, a scalar with a graph: a mean over the batch."""
+
+
+class Objective(nn.Module):
+    """sum_i weight_i term_i(x, y), as a module: what DDP, torch.compile and Lightning wrap.
+
+    Its parameters are the model's. Terms that need the engine's passes share them with the cross-entropy wherever the
+    model has no batch norm or dropout in training mode.
+
+    Attributes:
+        net: the network.
+        terms: the summands.
+        step: how many batches were seen in training mode; part of ``state_dict``.
+        parts: the last batch's unweighted terms by name, detached.
+
+    >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softplus(), torch.nn.Linear(3, 2)))
+    >>> objective = fastxai.training.Objective(net, [CrossEntropy(), 1e-3 * HessianNorm()])
+    >>> objective(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])).backward()
+    """
+
+    def __init__(self, net: Net, terms: Sequence[Term]) -> None:
+        """Sum the terms over ``net``.
+
+        Raises:
+            TypeError: net comes not from ``fastxai.compile``, or terms are no terms.
+            ValueError: there is no term, or two share a name.
+        """
+        super().__init__()
+        _check.require(isinstance(net, Net), "net", "come from fastxai.compile", type(net).__name__, TypeError)
+        terms = list(terms)
+        _check.require(len(terms) > 0, "terms", "hold one term at least", terms)
+        for term in terms:
+            _check.require(isinstance(term, Term), "terms", "hold training.Term objects", term, TypeError)
+        names = [term.name for term in terms]
+        _check.require(len(set(names)) == len(names), "terms", "have different names", names)
+        self.net, self.terms, self.step = net, terms, 0
+        self.model = net.model
+        self.parts: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar with a graph.
+
+        Args:
+            x: inputs [N, ...], N > 0.
+            y: labels, LongTensor [N].
+            index: the samples' numbers [N], which key random numbers; by default their places in the batch.
+
+        Raises:
+            TypeError: x is no floating point tensor, y or index hold no integers.
+            ValueError: the batch is empty, or shapes do not belong together.
+        """
+        _check.require(_check.tensor(x, "x").dim() >= 2 and len(x) > 0, "x", "have shape [N > 0, ...]", list(x.shape))
+        index = torch.arange(len(x), device=x.device) if index is None else index
+        for numbers, name in ((y, "y"), (index, "index")):
+            whole = not _check.tensor(numbers, name, False).is_floating_point()
+            _check.require(whole, name, "hold integers", numbers.dtype, TypeError)
+            _check.shape(numbers, name, (len(x),))
+        batch = Batch(self.net, x, y, index, self.step)
+        for term in self.terms:
+            term.prepare(batch)
+        values = [term(batch) for term in self.terms]
+        self.step += self.training
+        self.parts = {term.name: value.detach() for term, value in zip(self.terms, values, strict=True)}
+        return torch.stack([term.weight * value for term, value in zip(self.terms, values, strict=True)]).sum()
+
+    def get_extra_state(self) -> Tensor:
+        """Return the step, for ``state_dict``."""
+        return torch.tensor(self.step)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the step from a ``state_dict``."""
+        self.step = int(state)
