@@ -71,7 +71,7 @@ class Case:
     def _our_rows(self) -> Tensor:
         self.ours()
         rows = self.explainer.explainer.seen  # type: ignore[attr-defined]
-        return rows.unflatten(0, (1 + self.samples, -1))[1:]  # the first is x itself
+        return rows.unflatten(0, (self.samples, -1))
 
     def ours(self) -> Tensor:
         return self.explainer.attribute(self.x, self.target)
