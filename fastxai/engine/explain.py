@@ -117,7 +117,7 @@ class RuleRuntime(Runtime):
         parts = []
         for rows in self.chunks(x, 2):
             n, keep = rows.stop - rows.start, wanted is not None
-            s = self._sweep(n, 0, prepared, acts, keep=keep, wanted=wanted or frozenset())
+            s = self.sweep(n, 0, prepared, acts, keep=keep, wanted=wanted or frozenset())
             values = self._values(s, dense(x[rows]))
             scores[rows] = values[-1]
             chosen = scores[rows].argmax(1) if target is None else target[rows]
@@ -131,7 +131,7 @@ class RuleRuntime(Runtime):
     @numeric
     def layers(self, x: Tensor, acts: Activations) -> list[LayerSample]:
         """Return what every layer reads and writes for x [N, ...], all at once: N should be small."""
-        s = self._sweep(x.shape[0], 0, self.weights.prepared(x), acts)
+        s = self.sweep(x.shape[0], 0, self.weights.prepared(x), acts)
         values = self._values(s, dense(x))
         nodes = [node for node in self.graph.nodes if isinstance(node, Layer)]
         inputs = [values[self.graph.inputs[node.index][0]] for node in nodes]
@@ -201,7 +201,7 @@ class RuleRuntime(Runtime):
             _check.require(good, "low, high", f"have one value or {shape[0]}, one a channel", list(end.shape))
         rows = torch.stack([end.reshape(-1, *[1] * (len(shape) - 1)).expand(shape) for end in ends])
         values: dict[int, Tensor] = {0: dense(rows)}
-        probe = self._sweep(2, 0, s.prepared, s.activations)
+        probe = self.sweep(2, 0, s.prepared, s.activations)
 
         def value(i: int) -> Tensor:
             if i not in values:
