@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fastxai._check import one_of, require
+from fastxai.data._common import PARTS, tiles
 
 __all__ = ["CLASSES", "cifar10"]
 
@@ -34,9 +34,9 @@ def cifar10(folder: str | Path, part: str = "test") -> tuple[Tensor, Tensor]:
 
     Raises:
         FileNotFoundError: neither layout is in the folder.
-        ValueError: the part is unknown, or a file does not have the size that its layout demands.
+        ValueError: the part is unknown, or a file is damaged or does not have the size that its layout demands.
     """
-    one_of(part, "part", ("train", "test"))
+    one_of(part, "part", PARTS)
     folder = Path(folder)
     mosaics = sorted(path for kind in ("webp", "png") for path in folder.glob(f"{part}_[0-9]*.{kind}"))
     records = sorted(folder.glob("data_batch_[1-5].bin" if part == "train" else "test_batch.bin"))
@@ -53,15 +53,7 @@ def _mosaics(files: list[Path], label_file: Path) -> tuple[np.ndarray, np.ndarra
     """Tiles of every mosaic as [N, 32, 32, 3], and their labels [N]."""
     if not label_file.is_file():
         raise FileNotFoundError(f"{label_file} must hold the labels of {files[0].name}, but there is no such file")
-    tiles = []
-    for file in files:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        height, width = pixels.shape[:2]
-        require(height % SIDE == 0 == width % SIDE, file.name, f"have sides divisible by {SIDE}", (height, width))
-        blocks = pixels.reshape(height // SIDE, SIDE, width // SIDE, SIDE, 3)
-        tiles.append(blocks.transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 3))
-    images = np.concatenate(tiles)
+    images = np.concatenate([tiles(file, SIDE).reshape(-1, SIDE, SIDE, 3) for file in files])
     labels = np.frombuffer(label_file.read_bytes().strip(), np.uint8) - ord("0")
     require(len(labels) == len(images), label_file.name, f"hold {len(images)} digits", len(labels))
     require(bool((labels < 10).all()), label_file.name, "hold digits only", "something else")

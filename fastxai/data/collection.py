@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fastxai._check import require
+from fastxai.data._common import SUFFIXES, digits
 from fastxai.data.cifar10 import CLASSES, cifar10
 from fastxai.data.images import fit, load_images
 
 __all__ = ["Collection", "open_collection"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _CIFAR = "cifar10:"
 
 
@@ -61,7 +60,7 @@ def open_collection(place: str, size: int, shorter: int | None = None) -> Collec
     require(len(files) > 0, "images", f"hold files that end in {' '.join(SUFFIXES)}", place)
     names = [file.relative_to(folder).as_posix() for file in files]
     told = "\n".join(f"{name} {file.stat().st_size}" for name, file in zip(names, files, strict=True))
-    return Collection(names, _digits(told), lambda numbers: load_images([files[n] for n in numbers], size, shorter))
+    return Collection(names, digits(told), lambda numbers: load_images([files[n] for n in numbers], size, shorter))
 
 
 def _cifar10(folder: Path, size: int) -> Collection:
@@ -71,8 +70,4 @@ def _cifar10(folder: Path, size: int) -> Collection:
         return fit(images[torch.as_tensor(numbers, dtype=torch.long)].float() / 255, size)
 
     names = [f"{number} {CLASSES[label]}" for number, label in enumerate(labels.tolist())]
-    return Collection(names, _digits("cifar10 test " + " ".join(map(str, labels.tolist()))), load)
-
-
-def _digits(told: str) -> str:
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return Collection(names, digits("cifar10 test " + " ".join(map(str, labels.tolist()))), load)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fastxai._check import require, tensor
+from fastxai.data._common import written_aside
 
-__all__ = ["fit", "load_image", "load_images", "save_png"]
+__all__ = ["fit", "fit_bytes", "load_image", "load_images", "save_png"]
 
 
 def fit(images: Tensor, size: int, shorter: int | None = None) -> Tensor:
@@ -48,6 +48,11 @@ def fit(images: Tensor, size: int, shorter: int | None = None) -> Tensor:
         images = interpolate(images, (height, width), mode="bilinear", antialias=True)
     top, left = (height - size) // 2, (width - size) // 2
     return images[..., top : top + size, left : left + size]
+
+
+def fit_bytes(image: Tensor, size: int) -> Tensor:
+    """Return ``fit`` of one image [C, H, W] in [0, 1] as uint8 [C, size, size]."""
+    return fit(image[None], size)[0].mul(255).round().to(torch.uint8)
 
 
 def load_images(files: Iterable[str | Path], size: int, shorter: int | None = None) -> Tensor:
@@ -113,11 +118,6 @@ def save_png(image: Tensor, file: str | Path) -> Path:
     require(grey or (image.dim() == 3 and image.shape[0] == 3), "image", "have shape [3, H, W] or [H, W]", image.shape)
     pixels = (image.detach().float().nan_to_num().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with written_aside(file) as aside:
         Image.fromarray(pixels.numpy() if grey else pixels.permute(1, 2, 0).numpy()).save(aside, format="PNG")
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
     return file
