@@ -10,7 +10,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", default="demo", help="demo, torchvision:NAME or package.module:function (default: demo)"
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="the model's state dict, as .safetensors")
+    parser.add_argument(
+        "--pretrained", action="store_true", help="torchvision's own weights, which torchvision downloads once"
+    )
     parser.add_argument("--size", type=int, help="side of the square that the model takes (default: the model's)")
     for name, what in (("mean", "subtracted from"), ("std", "divided into")):
         parser.add_argument(
@@ -158,7 +161,7 @@ def _demo(weights: Path | None) -> _Recipe:
     return _Recipe(model, models.DEMO_MEAN, models.DEMO_STD, 32, 32, models.CLASSES)
 
 
-def _torchvision(name: str, weights: Path | None) -> _Recipe:
+def _torchvision(name: str, weights: Path | None, *, pretrained: bool) -> _Recipe:
     try:
         from torchvision import models as zoo
     except ImportError as error:
@@ -168,19 +171,33 @@ def _torchvision(name: str, weights: Path | None) -> _Recipe:
     if name not in zoo.list_models(module=zoo):
         raise UsageError(f"--model torchvision:{name} is unknown; torchvision.models.list_models() lists the names")
     known = zoo.get_model_weights(name)["DEFAULT"]
+    if pretrained:
+        model = _pretrained(known, lambda: zoo.get_model(name, weights=known))
+    elif weights is not None:
+        model = zoo.get_model(name, weights=None)
+    else:
+        raise UsageError(f"--model torchvision:{name} needs weights: --pretrained to download them, or --weights FILE")
     preset = known.transforms()
-    model = zoo.get_model(name, weights=None)
-    if weights is None:
-        try:
-            model.load_state_dict(
-                known.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-            )
-        except OSError as error:
-            raise UsageError(
-                f"--weights is not given and torchvision could not fetch its own for {name}: {_first_line(error)}"
-            ) from error
     size, shorter, classes = preset.crop_size[0], preset.resize_size[0], tuple(known.meta["categories"])
     return _Recipe(model, preset.mean, preset.std, size, shorter, classes)
+
+
+def _pretrained(known: Any, build: Callable[[], nn.Module]) -> nn.Module:
+    """Return the model with torchvision's weights ``known``; UsageError if they cannot be had."""
+    try:
+        # torchvision announces a download on stdout, which is the result's.
+        with redirect_stdout(sys.stderr):
+            # Downloads, and refuses a file that holds more than tensors, which the builder would run.
+            known.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+            # The builder knows what the file does not say: older names of layers, inputs scaled inside the model.
+            return build()
+    # What a damaged file raises depends on its bytes.
+    except Exception as error:
+        file = Path(torch.hub.get_dir(), "checkpoints", known.url.rpartition("/")[2])
+        raise UsageError(
+            f"--pretrained: torchvision could not load {known.url}, kept as {file}: {_first_line(error)}; "
+            "remove that file if it is damaged, or give --weights FILE (.safetensors) in place of --pretrained"
+        ) from error
 
 
 @contextmanager
@@ -241,10 +258,14 @@ def network(options: argparse.Namespace) -> Network:
     where = device(options.device)
     torch.manual_seed(options.seed)
     kind, _, rest = options.model.partition(":")
+    if options.pretrained and kind != "torchvision":
+        raise UsageError(f"--pretrained goes with --model torchvision:NAME, got --model {options.model}")
+    if options.pretrained and options.weights is not None:
+        raise UsageError(f"--pretrained and --weights {options.weights} exclude each other: give one of them")
     if options.model == "demo":
         recipe = _demo(options.weights)
     elif kind == "torchvision":
-        recipe = _torchvision(rest, options.weights)
+        recipe = _torchvision(rest, options.weights, pretrained=options.pretrained)
     elif kind and rest:
         recipe = _imported(options.model)
     else:

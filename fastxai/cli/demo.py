@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("--steps", type=int, default=600, help="iterations of the attack (default: 600)")
     _common.add_common(parser, "fastxai-demo.png")
-    parser.set_defaults(model="demo", weights=None, size=None, mean=None, std=None)
+    parser.set_defaults(model="demo", weights=None, pretrained=False, size=None, mean=None, std=None)
 
 
 def run(options: argparse.Namespace) -> None:
