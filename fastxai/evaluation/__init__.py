@@ -1,4 +1,4 @@
-"""Experiments on tensors: each takes a ``Task`` and returns an ``Outcome``."""
+"""Experiments on tensors, each a ``Task`` to an ``Outcome``; and what is measured of a network on a whole test set."""
 
 from __future__ import annotations
 
@@ -10,13 +10,39 @@ from typing import Any
 from fastxai._check import require
 from fastxai.evaluation.methods import METHODS as METHODS
 from fastxai.evaluation.methods import explainer as explainer
+from fastxai.evaluation.network import accuracy as accuracy
+from fastxai.evaluation.network import correct as correct
+from fastxai.evaluation.network import hessian_norms as hessian_norms
+from fastxai.evaluation.network import mean_norm as mean_norm
+from fastxai.evaluation.network import weight_norms as weight_norms
 from fastxai.evaluation.pairs import choose_pairs as choose_pairs
 from fastxai.evaluation.pairs import chunks as chunks
+from fastxai.evaluation.stability import Perturbation as Perturbation
+from fastxai.evaluation.stability import Stability as Stability
+from fastxai.evaluation.stability import stability as stability
 from fastxai.evaluation.task import Outcome as Outcome
 from fastxai.evaluation.task import Space as Space
 from fastxai.evaluation.task import Task as Task
 
-__all__ = ["METHODS", "Outcome", "Space", "Task", "choose_pairs", "chunks", "experiment", "explainer", "resolved"]
+__all__ = [
+    "METHODS",
+    "Outcome",
+    "Perturbation",
+    "Space",
+    "Stability",
+    "Task",
+    "accuracy",
+    "choose_pairs",
+    "chunks",
+    "correct",
+    "experiment",
+    "explainer",
+    "hessian_norms",
+    "mean_norm",
+    "resolved",
+    "stability",
+    "weight_norms",
+]
 
 
 def experiment(name: str) -> Callable[[Task], Outcome]:
