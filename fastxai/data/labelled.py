@@ -117,8 +117,9 @@ def labelled(place: str, part: str, size: int | None = None) -> Labelled:
     require(known, "place", f"be one of {', '.join(forms)}", repr(place))
     require(size is None or size >= 1, "size", "be at least 1", size)
     if kind == "folder":
-        require(size is not None, "size", "be given for folder:, whose files may differ in size", size)
-        images, labels, classes = read_folder(Path(where), part, int(size or 0))
+        if size is None:
+            raise ValueError("size must be given for folder:, whose files may differ in size, got None")
+        images, labels, classes = read_folder(Path(where), part, size)
     elif kind == "torchvision":
         name, _, folder = where.partition(":")
         require(folder != "", "place", "be torchvision:NAME:FOLDER", repr(place))
