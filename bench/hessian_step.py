@@ -1,8 +1,9 @@
 """One step of training with the Hessian penalty: fastxai against three backward passes, and against its floor.
 
 ``python bench/hessian_step.py [--cases cnn:64 cnn:128] [--small]``: cross-entropy + zeta ||H v||^2, value and gradients
-of every parameter. Gradients are compared with float64 before anything is timed; times are medians of interleaved runs.
-The floor is the bare calls of the two passes at their fastest: up and down twice with 2 N rows, weight gradients of 4 N.
+of every parameter. Gradients are compared with float64 before anything is timed; times are medians of interleaved
+runs. The floor is the bare calls of the two passes at their fastest: up and down twice with 2 N rows, weight gradients
+of 4 N.
 """
 
 from __future__ import annotations
@@ -72,10 +73,10 @@ def _weight_floor(net: fastxai.Net, x: Tensor) -> float:
         weight, shape = prepared[node.index][0], node.inputs[0].shape
         if isinstance(node, Conv2d):
             weight = weight[0].contiguous(memory_format=torch.channels_last)
-            stride, padding, dilation, groups = node.geometry
 
-            def backward(nu: Tensor, shape=shape, weight=weight, geometry=(stride, padding, dilation, groups)) -> object:
-                order = torch.channels_last if nu.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+            def backward(nu: Tensor, shape=shape, weight=weight, geometry=node.geometry) -> object:
+                last = nu.is_contiguous(memory_format=torch.channels_last)
+                order = torch.channels_last if last else torch.contiguous_format
                 values = torch.empty(nu.shape[0], *shape).to(memory_format=order)
                 stride, padding, dilation, groups = geometry
                 mask = (False, True, False)
@@ -126,12 +127,15 @@ def case(name: str, batch: int, repeats: int) -> tuple[list[list[str]], list[lis
     for how, time in seconds.items():
         ours = how == "fastxai"
         ratios = [f"{time / seconds['fastxai']:.2f}", f"{time / bare:.2f}" if ours else ""]
-        rows.append([f"{name} x{batch}", how, f"{1e3 * time:.1f}", *ratios, f"{errors.get(how, 0):.0e}" * (how in errors)])
+        rows.append(
+            [f"{name} x{batch}", how, f"{1e3 * time:.1f}", *ratios, f"{errors.get(how, 0):.0e}" * (how in errors)]
+        )
     rows.append([f"{name} x{batch}", "floor", f"{1e3 * bare:.1f}", "", "", ""])
     setup = (
         "import torch, fastxai, hessian_step as b\nfrom _networks import network\n"
         f"model, x, y = network({name!r}, {batch}); model.requires_grad_(True); v = torch.randn_like(x)\n"
-        "o = b.Objective(fastxai.compile(model), [b.CrossEntropy(), b.ZETA * b.HessianNorm(direction=lambda n, x, y: v)])"
+        "penalty = b.HessianNorm(direction=lambda net, x, y: v)\n"
+        "o = b.Objective(fastxai.compile(model), [b.CrossEntropy(), b.ZETA * penalty])"
     )
     peaks = [
         [f"{name} x{batch}", how, f"{peak_memory(setup, call) / 2**20:.0f}"]

@@ -223,7 +223,7 @@ def check_mixed(case: JetCase, backend: str, dtype: torch.dtype, tolerance: floa
     act, s, n = case.act, case.directions, case.shape[0]
     (a, nu, _), seed = case.tensors(dtype, device), torch.Generator().manual_seed(23)
     added, bar = (((torch.randn(a.shape, generator=seed) * 20).round() / 16).to(a) for _ in range(2))
-    added, bar = (x.contiguous(memory_format=torch.channels_last if case.last else torch.contiguous_format) for x in (added, bar))
+    added, bar = (place(x, case.last, dtype, device) for x in (added, bar))
     with fastxai.backend("reference"):
         kept = activation.push(act, a[:n].to("cpu", torch.float64))[1].to(a)
     before = [x.clone() for x in (kept, a, added, nu, bar)]

@@ -16,7 +16,12 @@ from fastxai.engine.trace import Call, Trace, Unsupported, Value
 from fastxai.engine.weights import Expr
 from fastxai.kernels.activation import Activation
 
-__all__ = ["Graph", "Input", "Part", "build", "builds", "ordered", "same"]
+__all__ = ["FLAT", "Graph", "Input", "Part", "build", "builds", "ordered", "same"]
+
+FLAT = (
+    "the network is piecewise linear: the Hessian of its scores is zero. Name what you want: activation='softplus' "
+    "(smooth the network), surrogate='curvature' or surrogate='none'."
+)
 
 Builder = Callable[..., Node | Sequence[Node]]
 B = TypeVar("B", bound=Builder)
@@ -144,6 +149,10 @@ class Graph:
             self._mark_ownership()
         self.whole = Part(self.nodes[1:])
         self.up_frees = self.whole.frees
+
+    def is_flat(self, acts: Sequence[Activation]) -> bool:
+        """Return True if the network is piecewise linear with these activations."""
+        return all(act.flat for act in acts) and not self.has_curved
 
     def _mark_ownership(self) -> None:
         readers: list[list[Node]] = [[] for _ in self.nodes]

@@ -1,6 +1,7 @@
 """Heads: the scalar f(z) of the scores that a map explains, with its first three derivatives.
 
-They seed the sweeps: nu_v = Df, nu_0 = D2f z_v; in an extension nu_v = D2f z_u, nu_0 = D2f z_w + D3f[z_u, z_v]. All tensors are [rows, K]; rows do not interact.
+They seed the sweeps: nu_v = Df, nu_0 = D2f z_v; in an extension nu_v = D2f z_u, nu_0 = D2f z_w + D3f[z_u, z_v]. All
+tensors are [rows, K]; rows do not interact.
 """
 
 from __future__ import annotations

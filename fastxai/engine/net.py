@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastxai import _check
+from fastxai.engine import arguments
+from fastxai.engine.arguments import Target
 from fastxai.engine.core import Core, Report
 from fastxai.engine.directions import directions
 from fastxai.engine.explain import SEEDS, LayerSample
 from fastxai.engine.fallback import Fallback
+from fastxai.engine.graph import FLAT
 from fastxai.engine.heads import Head, Output, head
 from fastxai.engine.products import Products
 from fastxai.engine.rules import Composite
@@ -22,9 +26,7 @@ from fastxai.kernels.activation import RELU_LIKE, Activation
 
 __all__ = ["Net", "Report"]
 
-Target = int | Tensor | None
 _PLAIN = Composite()
-SMOOTH = {"relu": "softplus", "relu6": "softplus6", "leaky_relu": "leaky_softplus"}
 
 
 class Net:
@@ -48,9 +50,8 @@ class Net:
         if surrogate is not None:
             _check.one_of(surrogate, "surrogate", ("curvature", "none"))
         needs_beta = activation == "softplus" or surrogate == "curvature"
-        _check.require(
-            needs_beta or beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta
-        )
+        alone = beta is not None and not needs_beta
+        _check.require(not alone, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
         _check.require(not needs_beta or beta is not None, "beta", "be given with this activation or surrogate", beta)
         self._core, self.activation, self.surrogate = core, activation, surrogate
         self.beta = None if beta is None else _check.positive(beta, "beta")
@@ -70,7 +71,7 @@ class Net:
 
     @property
     def mean(self) -> Tensor | None:
-        """The mean per channel that the net subtracts, or None."""
+        """The mean per channel that is subtracted, or None."""
         return self._core.mean
 
     @property
@@ -95,10 +96,8 @@ class Net:
         if act.name not in RELU_LIKE:
             return act
         if self.activation == "softplus":
-            return Activation(SMOOTH[act.name], beta=self.beta or 1.0, alpha=act.alpha)
-        if self.surrogate is not None:
-            return Activation(act.name, beta=self.beta or 1.0, alpha=act.alpha, second=self.surrogate)
-        return act
+            return act.smoothed(self.beta or 1.0)
+        return act if self.surrogate is None else replace(act, beta=self.beta or 1.0, second=self.surrogate)
 
     def _backend(self, x: Tensor) -> tuple[Runtime | Fallback, Any]:
         """Return what runs inputs like x, and the activations of this view in its terms."""
@@ -111,35 +110,19 @@ class Net:
             self._rules[key] = tuple(self._view(act) for act in runtime.graph.activations)
         return runtime, self._rules[key]
 
-    def _check_input(self, x: Any, name: str = "x") -> Tensor:
-        _check.tensor(x, name)
-        _check.require(x.dim() >= 2, name, "have shape [N, ...]", list(x.shape))
-        first = next(self.model.parameters(), None)
-        if first is not None:
-            _check.require(x.dtype == first.dtype, name, f"have the model's dtype {first.dtype}", x.dtype)
-            _check.require(x.device == first.device, name, f"be on the model's device {first.device}", x.device)
-        return x
+    def _check_input(self, x: Any) -> Tensor:
+        return arguments.inputs(x, self.model)
 
     def _check_target(self, target: Target, x: Tensor) -> Tensor | None:
         """Return the target as a LongTensor [N], or None for the highest score of this view's own model."""
         if target is None:
             return None if self.base is self else self.base(x).argmax(1)
-        if isinstance(target, Tensor):
-            _check.require(not target.is_floating_point(), "target", "hold integers", target.dtype, TypeError)
-            if target.dim() == 0:
-                target = target.expand(x.shape[0])
-            _check.shape(target, "target", (x.shape[0],))
-            target = target.to(x.device, torch.long)
-        else:
-            _check.require(isinstance(target, int), "target", "be an int, a LongTensor [N] or None", target, TypeError)
-            target = torch.full((x.shape[0],), target, dtype=torch.long, device=x.device)
-        return target
+        return arguments.classes(target, x)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the scores g(x) [N, K]."""
-        x = self._check_input(x).detach()
-        run, acts = self._backend(x)
-        return run.scores(x, acts)
+        run, acts = self._backend(self._check_input(x))
+        return run.scores(x.detach(), acts)
 
     def gradient(self, x: Tensor, target: Target = None) -> Tensor:
         """Return nabla g_k(x), of x's shape.
@@ -161,8 +144,8 @@ class Net:
     def value_and_gradient(self, x: Tensor, target: Target = None) -> tuple[Tensor, Tensor]:
         """Return (g_k(x) [N], nabla g_k(x)) from one pass; arguments as ``gradient``."""
         gradient, scores = self._gradient(x, target)
-        chosen = self._check_target(target, x)
-        chosen = scores.argmax(1) if chosen is None else chosen
+        given = self._check_target(target, x)
+        chosen = scores.argmax(1) if given is None else given
         return scores.gather(1, chosen[:, None])[:, 0], gradient
 
     def hvp(self, x: Tensor, v: Tensor, target: Target = None) -> Tensor:
@@ -209,8 +192,8 @@ class Net:
         >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh()))
         >>> net.differentiable_hvp(x, v, 0)[0].square().sum().backward()
         """
-        curved = self.surrogate == "curvature"
-        _check.require(not curved, "surrogate", "not be 'curvature' where H v is differentiated", self.surrogate)
+        known = self.surrogate != "curvature"
+        _check.require(known, "surrogate", "not be 'curvature' where H v is differentiated", self.surrogate)
         return self._products(self._check_input(x), v, target, output, parameters=parameters)
 
     def _products(
@@ -218,9 +201,8 @@ class Net:
     ) -> tuple[Tensor, Tensor, Tensor]:
         _check.same_place(_check.tensor(v, "v"), "v", x, "x")
         several = v.dim() == x.dim() + 1
-        _check.require(
-            tuple(v.shape[several:]) == tuple(x.shape), "v", f"have shape {list(x.shape)} or [S, N, ...]", list(v.shape)
-        )
+        fits = v.shape[several:] == x.shape
+        _check.require(fits, "v", f"have shape {list(x.shape)} or [S, N, ...]", list(v.shape))
         run, acts = self._backend(x)
         chosen, f = self._chosen(run, x.detach(), target), head(output)
         self._warn_if_flat(run, acts, f)
@@ -260,30 +242,23 @@ class Net:
         """
         x = self._check_input(x).detach()
         target = self.base(x).argmax(1) if target is None else target
-        total, count = x.new_zeros(x.shape[0]), 0
-        for v in directions(x, probes, kind=kind, seed=seed, index=index):
-            total += self.hvp(x, v, target).flatten(2).square().sum((0, 2))
-            count += len(v)
-        return (total if probes is None else total / count).sqrt()
+        some = directions(x, probes, kind=kind, seed=seed, index=index)
+        squares = [self.hvp(x, v, target).flatten(2).square().sum((0, 2)) for v in some]
+        return (torch.stack(squares).sum(0) / (probes or 1)).sqrt()
 
     def _classes(self, run: Runtime | Fallback, x: Tensor) -> int:
         return run.graph.nodes[-1].shape[0] if isinstance(run, Runtime) else run.scores(x[:1], self._view).shape[1]
 
     def _warn_if_flat(self, run: Runtime | Fallback, acts: Any, f: Head) -> None:
-        if not f.linear or self._warned or self.surrogate is not None or not isinstance(run, Runtime):
+        if self._warned or self.surrogate is not None or not f.linear or not isinstance(run, Runtime):
             return
-        if all(act.flat for act in acts) and not run.graph.has_curved:
+        if run.graph.is_flat(acts):
             self._warned = True
-            warnings.warn(
-                "the network is piecewise linear: the Hessian of its scores is zero. Name what you want: "
-                "activation='softplus' (smooth the network), surrogate='curvature' or surrogate='none'.",
-                stacklevel=3,
-            )
+            warnings.warn(FLAT, stacklevel=4)
 
     def _gradient(self, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        x = self._check_input(x).detach()
-        run, acts = self._backend(x)
-        return run.gradient(x, self._chosen(run, x, target), acts)
+        run, acts = self._backend(self._check_input(x))
+        return run.gradient(x.detach(), self._chosen(run, x.detach(), target), acts)
 
     def differentiable_gradient(
         self, x: Tensor, target: Target = None, *, parameters: bool = True
@@ -297,8 +272,7 @@ class Net:
         >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh()))
         >>> net.differentiable_gradient(x, 0)[0].square().sum().backward()
         """
-        x = self._check_input(x)
-        run, acts = self._backend(x)
+        run, acts = self._backend(self._check_input(x))
         return run.explain(x, self._chosen(run, x.detach(), target), acts, parameters=parameters)
 
     def differentiable_scores(self, x: Tensor) -> Tensor:
@@ -370,8 +344,8 @@ class Net:
         True
         """
         x = self._check_input(x)
-        kind = type(composite).__name__
-        _check.require(isinstance(composite, Composite), "composite", "be a rules.Composite", kind, TypeError)
+        known = isinstance(composite, Composite)
+        _check.require(known, "composite", "be a rules.Composite", type(composite).__name__, TypeError)
         _check.one_of(seed, "seed", SEEDS)
         run = self._core.rule_runtime(tuple(x.shape[1:]), x.dtype, composite)
         chosen = self._chosen(run, x.detach(), target)

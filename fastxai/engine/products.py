@@ -1,9 +1,9 @@
 """Hessian-vector products that any loss may be made of: order-1 sweeps, extended to order 2 by the loss's gradient.
 
-The forward pass is ``Runtime.hvp`` with everything kept: up (y, y_v), down (nu_v, nu_0). Given u = dL/d(Hv) the backward
-pass computes what order 2 adds, (y_w, y_u) up and (nu_0, nu_v) down, and no more: an interior layer costs 4 units
-forward, 4 back and 4 of weight gradients in 2 + 2 + 1 calls, for one direction. A cotangent of the gradient itself is
-the tangent w at the input, and one of the scores joins nu_0 at the head: both are free of charge.
+The forward pass goes up with (y, y_v) and down with (nu_v, nu_0). Given u = dL/d(Hv) the backward pass computes what
+order 2 adds, (y_w, y_u) up and (nu_0, nu_v) down, and no more: for one direction an interior layer costs 4 units
+forward, 4 back and 4 of weight gradients in 2 + 2 + 1 calls. A cotangent of the gradient itself is the tangent w at the
+input, and one of the scores joins nu_0 at the head: both are free of charge.
 """
 
 from __future__ import annotations

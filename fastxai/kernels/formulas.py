@@ -30,6 +30,7 @@ NAMES = (
     "leaky_softplus",
 )
 RELU_LIKE = ("relu", "relu6", "leaky_relu")
+_SMOOTH = {"relu": "softplus", "relu6": "softplus6", "leaky_relu": "leaky_softplus"}
 SECOND = ("own", "curvature", "none")
 MONOTONE = ("identity", "softplus", "sigmoid", "tanh", "elu", *RELU_LIKE, "softplus6", "leaky_softplus")
 
@@ -76,6 +77,10 @@ class Activation:
     def flat(self) -> bool:
         """True if s'' is zero everywhere."""
         return self.name == "identity" or (self.name in RELU_LIKE and self.second != "curvature")
+
+    def smoothed(self, beta: float) -> Activation:
+        """Return the softplus form of a ReLU-like activation."""
+        return Activation(_SMOOTH[self.name], beta=beta, alpha=self.alpha)
 
     @property
     def monotone(self) -> bool:

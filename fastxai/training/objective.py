@@ -18,7 +18,7 @@ __all__ = ["Batch", "Objective", "Term"]
 
 # Modules that compute something else in training mode. Scores of the engine, which is always in eval mode, cannot stand
 # for theirs.
-_MODAL = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase)
+_MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase)
 
 
 class Batch:

@@ -44,7 +44,9 @@ def test_derivatives_equal_autograd(name, scale, mode):
     k = torch.tensor([0, 1, 2, 3, 3, 0])
     first = jacobian(lambda z: formula(z, k).sum(), z)
     second = hvp(lambda z: formula(z, k).sum(), z, w)[1]
-    third = jacobian(lambda t: hvp(lambda z: formula(z, k).sum(), z + t * u, w, create_graph=True)[1], one[:1] * 0)[..., 0]
+    third = jacobian(lambda t: hvp(lambda z: formula(z, k).sum(), z + t * u, w, create_graph=True)[1], one[:1] * 0)[
+        ..., 0
+    ]
     with mode():
         f = head(output)
         value, d1, d2, d3 = f.value(z, k), f.d1(z, k), f.d2(z, k, w), f.d3(z, k, u, w)

@@ -26,7 +26,8 @@ def test_third_derivative_matches_autograd(act: Activation) -> None:
     with fastxai.backend("reference"):
         kept = activation.push(act, a.detach())[1]
     # autograd's own sums cancel where ours do not: allow it one unit of the largest factor
-    close(third(act, kept), y.detach(), third_scale(act, a.detach()) + act.beta**2, 1e-13, label(act))
+    scale = third_scale(act, a.detach())
+    close(third(act, kept), y.detach(), scale + scale.max() + act.beta**2, 1e-13, label(act))
 
 
 @pytest.mark.parametrize("act", SMOOTH, ids=label)

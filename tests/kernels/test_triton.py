@@ -86,7 +86,9 @@ def test_mixed_kernels_assemble_with_16_byte_accesses(pointer: str) -> None:
     from fastxai.kernels.triton import mixed as kernels
 
     act = NAMES.index("softplus")
-    push, pull = (compile_for_hopper(k, pointer, ACT=act, DIRECTIONS=1) for k in (kernels._push_kernel, kernels._pull_kernel))
+    push, pull = (
+        compile_for_hopper(k, pointer, ACT=act, DIRECTIONS=1) for k in (kernels._push_kernel, kernels._pull_kernel)
+    )
     # kept, a_w, a_u, a_v -> y_w, y_u;   kept, nu_v, bar_0, a_w, a_u, a_v, bar_v, nu_0 -> mu_v, mu_0
     assert accesses(push, "ld") == [".v4.b32"] * 4 and accesses(push, "st") == [".v4.b32"] * 2
     assert accesses(pull, "ld") == [".v4.b32"] * 8 and accesses(pull, "st") == [".v4.b32"] * 2

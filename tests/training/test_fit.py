@@ -145,7 +145,9 @@ def test_augmentation_shifts_and_mirrors(pad: int, flip: bool, n: int, seed: int
     padded = nn.functional.pad(images, (pad, pad, pad, pad)).float() / 255
     for row, number in zip(x, index.tolist(), strict=True):
         crops = [
-            padded[number, :, top : top + 5, left : left + 4] for top in range(2 * pad + 1) for left in range(2 * pad + 1)
+            padded[number, :, top : top + 5, left : left + 4]
+            for top in range(2 * pad + 1)
+            for left in range(2 * pad + 1)
         ]
         candidates = crops + [crop.flip(2) for crop in crops] * flip
         assert any(torch.equal(row, crop) for crop in candidates)
@@ -174,7 +176,9 @@ def test_order_is_a_permutation() -> None:
 
 def test_schedules() -> None:
     rates = {name: [FitConfig(schedule=name, lr=1.0).rate(p / 8) for p in range(9)] for name in ("cosine", "step")}
-    assert rates["cosine"][0] == 1 and rates["cosine"][8] == pytest.approx(0) and rates["cosine"][4] == pytest.approx(0.5)
+    assert (
+        rates["cosine"][0] == 1 and rates["cosine"][8] == pytest.approx(0) and rates["cosine"][4] == pytest.approx(0.5)
+    )
     assert rates["step"] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.01])
     cycle = FitConfig(lr=2.0)
     assert [cycle.rate(p) for p in (0, 0.125, 0.25, 1)] == pytest.approx([0, 1, 2, 0])
@@ -222,5 +226,3 @@ def test_errors(tmp_path: Path) -> None:
     other = Objective(fastxai.compile(nn.Sequential(nn.Flatten(), nn.Linear(72, 3))), [CrossEntropy()])
     with pytest.raises(ValueError, match="checkpoint must be of this model"):
         found.restore(other, torch.optim.SGD(other.parameters(), lr=0.1))
-
-

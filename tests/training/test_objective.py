@@ -223,7 +223,7 @@ def test_errors() -> None:
         (ValueError, "terms must hold one term at least", lambda: Objective(net, [])),
         (TypeError, "terms must hold training.Term objects, got 1.0", lambda: Objective(net, [1.0])),
         (ValueError, "terms must have different names", lambda: Objective(net, [CrossEntropy(), CrossEntropy()])),
-        (TypeError, "factor must be a number, got 'a'", lambda: "a" * CrossEntropy()),
+        (TypeError, "factor must be a number, got a", lambda: "a" * CrossEntropy()),
         (ValueError, "factor must be finite", lambda: float("nan") * CrossEntropy()),
         (ValueError, "probes must be a positive int, got 0", lambda: HessianNorm(0)),
         (ValueError, "kind must be one of", lambda: HessianNorm(kind="uniform")),

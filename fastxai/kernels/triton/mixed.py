@@ -9,9 +9,85 @@ from torch import Tensor
 
 from fastxai.kernels.activation import Activation
 from fastxai.kernels.triton import launch
-from fastxai.kernels.triton.activation import _numbers, _slopes, _third
+from fastxai.kernels.triton.activation import (
+    _CUBIC_C,
+    _CUBIC_K,
+    _ELU,
+    _GELU,
+    _GELU_TANH,
+    _LEAKY_SOFTPLUS,
+    _SATURATED,
+    _SIGMOID,
+    _SILU,
+    _SOFTPLUS,
+    _SOFTPLUS6,
+    _TANH,
+    _clamped,
+    _cubic,
+    _exp_beta,
+    _exp_parts,
+    _negative,
+    _normal_parts,
+    _numbers,
+    _share,
+    _sigmoid_parts,
+    _slopes,
+)
 
 __all__ = ["pull", "push"]
+
+
+@triton.jit
+def _softplus_third(q, a, beta):
+    """beta^2 p(1-p)(1-2p) from q = min(p, 1-p) and the sign of a."""
+    size = beta * beta * (q * (1.0 - q)) * (1.0 - 2 * q)
+    return tl.where(_negative(a), size, -size)
+
+
+@triton.jit
+def _third(kept, beta_head, beta_tail, alpha, ACT: tl.constexpr):
+    """S''' from the kept number; zero where s'' jumps or is a surrogate."""
+    beta = beta_head + beta_tail
+    if ACT == _SOFTPLUS:
+        d3 = _softplus_third(tl.abs(kept), kept, beta)
+    elif ACT == _SIGMOID:
+        q, _ = _sigmoid_parts(kept)
+        d1 = q * (1.0 - q)
+        d3 = d1 * (1.0 - 6 * d1)
+    elif ACT == _TANH:
+        q, _ = _sigmoid_parts(2 * kept)
+        d1 = 4 * q * (1.0 - q)
+        d3 = d1 * (4.0 - 6 * d1)
+    elif ACT == _SILU:
+        q, t = _sigmoid_parts(kept)
+        slope = q * (1.0 - q)
+        d3 = slope * (kept * (1.0 - 6 * slope) - 3 * tl.where(kept > 0, t, -t))
+    elif ACT == _GELU:
+        _, density = _normal_parts(kept)
+        size = _clamped(tl.abs(kept), 14.5)
+        d3 = density * tl.where(kept > 0, size, -size) * (size * size - 4.0)
+    elif ACT == _GELU_TANH:
+        size = _clamped(tl.abs(kept), 14.5)
+        a = tl.where(kept > 0, size, -size)
+        double_u, du, ddu = _cubic(a)
+        q, t = _sigmoid_parts(double_u)
+        slope = q * (1.0 - q)
+        t = tl.where(a > 0, t, -t)
+        cubic = 12 * _CUBIC_C * _CUBIC_K - 12 * t * du * ddu + du * du * du * (8.0 - 48 * slope)
+        d3 = slope * (6 * (ddu - 2 * t * du * du) + a * cubic)
+    elif ACT == _ELU:
+        e, _ = _exp_parts(_clamped(tl.abs(kept), _SATURATED), 0.0)
+        d3 = tl.where(kept > 0, 0.0, alpha * e)
+    elif ACT == _SOFTPLUS6:
+        low = _share(_exp_beta(kept, beta_head, beta_tail))
+        high = _share(_exp_beta(kept - 6, beta_head, beta_tail))
+        d3 = _softplus_third(low, kept, beta) - _softplus_third(high, kept - 6, beta)
+    elif ACT == _LEAKY_SOFTPLUS:
+        q = _share(_exp_beta(kept, beta_head, beta_tail))
+        d3 = (1.0 - alpha) * _softplus_third(q, kept, beta)
+    else:
+        d3 = tl.zeros_like(kept)
+    return d3
 
 
 @triton.jit
@@ -97,9 +173,7 @@ def push(act: Activation, kept: Tensor, a_v: Tensor, a: Tensor, directions: int)
     return y
 
 
-def pull(
-    act: Activation, kept: Tensor, a_v: Tensor, a: Tensor, nu: Tensor, bar: Tensor, directions: int
-) -> Tensor:
+def pull(act: Activation, kept: Tensor, a_v: Tensor, a: Tensor, nu: Tensor, bar: Tensor, directions: int) -> Tensor:
     """Pull (nu_0, nu_v); see ``fastxai.kernels.mixed.pull``."""
     mu, size = torch.empty_like(bar), kept.numel()
     launch(_pull_kernel, size, kept, mu, kept, a_v, a, nu, bar, size, *_numbers(act), **_settings(act, directions))

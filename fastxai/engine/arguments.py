@@ -1,0 +1,47 @@
+"""Checks of what every method of a net takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastxai import _check
+
+__all__ = ["Target", "classes", "inputs"]
+
+Target = int | Tensor | None
+
+
+def inputs(x: Any, model: nn.Module) -> Tensor:
+    """Return x [N, ...] if it has the model's dtype and device.
+
+    Raises:
+        TypeError: x is no floating point tensor.
+        ValueError: it has no batch dimension, or another dtype or device.
+    """
+    _check.tensor(x, "x")
+    _check.require(x.dim() >= 2, "x", "have shape [N, ...]", list(x.shape))
+    first = next(model.parameters(), None)
+    if first is not None:
+        _check.require(x.dtype == first.dtype, "x", f"have the model's dtype {first.dtype}", x.dtype)
+        _check.require(x.device == first.device, "x", f"be on the model's device {first.device}", x.device)
+    return x
+
+
+def classes(target: int | Tensor, x: Tensor) -> Tensor:
+    """Return classes of the inputs x as a LongTensor [N].
+
+    Raises:
+        TypeError: target holds no integers.
+        ValueError: it has another shape.
+    """
+    if isinstance(target, Tensor):
+        _check.require(not target.is_floating_point(), "target", "hold integers", target.dtype, TypeError)
+        if target.dim() == 0:
+            target = target.expand(x.shape[0])
+        _check.shape(target, "target", (x.shape[0],))
+        return target.to(x.device, torch.long)
+    _check.require(isinstance(target, int), "target", "be an int, a LongTensor [N] or None", target, TypeError)
+    return torch.full((x.shape[0],), target, dtype=torch.long, device=x.device)
