@@ -1,4 +1,4 @@
-"""The command line: ``fastxai demo``, ``fastxai explain``, ``fastxai attack``, ``fastxai study``."""
+"""The command line: ``fastxai demo``, ``explain``, ``attack``, ``evaluate`` and ``study``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from fastxai.cli import attack, demo, explain, study
+from fastxai.cli import attack, demo, evaluate, explain, study
 from fastxai.cli._common import Stopped, UsageError
 
 __all__ = ["main"]
 
-COMMANDS = {"demo": demo, "explain": explain, "attack": attack, "study": study}
+COMMANDS = {"demo": demo, "explain": explain, "attack": attack, "evaluate": evaluate, "study": study}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

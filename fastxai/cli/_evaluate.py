@@ -1,0 +1,274 @@
+"""An evaluation at work: what it runs on, which rows are missing, one row, what all rows say."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastxai import evaluation, studies
+from fastxai.cli import _common, _study
+from fastxai.cli._common import UsageError
+from fastxai.data import Labelled, fit, labelled, noisy
+from fastxai.engine import Net
+from fastxai.engine import compile as compile_net
+from fastxai.explainers import Explainer, Patterns
+from fastxai.results import ResultStore, Row, digest
+
+__all__ = ["NAME", "Bench", "Job", "Part", "bench", "collected", "jobs", "parts", "run"]
+
+NAME = "evaluate"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows of one evaluation share.
+
+    Attributes:
+        net: the network on the model's own input, a point of the space.
+        image_net: the same network on [0, 1] images.
+        space: where the network takes its inputs from.
+        data: the images and their labels.
+        size: side of the square that the model takes.
+        methods: the explainers by name.
+        made_with: what each was made with, its options and a digest of its patterns.
+        told: what a row says of the run; equal for all rows of a folder.
+        device: where it computes.
+    """
+
+    net: Net
+    image_net: Net
+    space: evaluation.Space
+    data: Labelled
+    size: int
+    methods: Mapping[str, Explainer]
+    made_with: Mapping[str, Mapping[str, Any]]
+    told: Mapping[str, Any]
+    device: str
+
+    def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return some images in [0, 1], and the inputs that they are in the space."""
+        images = fit(self.data.images[rows].float() / 255, self.size).to(self.device)
+        # Grey becomes RGB, as for photos.
+        images = images.expand(-1, 3, -1, -1)
+        low, high = (torch.tensor(v).view(-1, 1, 1).to(images) for v in (self.space.low, self.space.high))
+        # An image of 0 or 1 may leave the box by a rounding.
+        return images, self.space.enter(images).clamp(low, high)
+
+    def settings(self, part: Part) -> dict[str, Any]:
+        """Return all settings behind a part, the explainer's included."""
+        method = part.which.get("method")
+        return {**part.which, **({} if method is None else {"explainer": self.made_with[method]})}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One result that is wanted of every image, or of the network as a whole.
+
+    Attributes:
+        experiment: "weights", "accuracy", "hessian" or "stability".
+        which: what tells it from others of the experiment, by the name in the row's key.
+    """
+
+    experiment: str
+    which: Mapping[str, Any]
+
+    def has(self, row: Row) -> bool:
+        """Return whether a row is of this part."""
+        return row.experiment == self.experiment and all(row.key.get(k) == v for k, v in self.which.items())
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows that are made together, one a part: those of one method share the maps of the images as they are."""
+
+    parts: Sequence[Part]
+    numbers: Sequence[int]
+
+
+def bench(options: argparse.Namespace) -> Bench:
+    """Build what the options name; UsageError says which option is wrong."""
+    network = _common.network(options)
+    data = _data(options, network.size)
+    highest = int(data.labels.max())
+    if highest >= network.count:
+        raise UsageError(f"--data has the label {highest}, --model {options.model} only {network.count} classes")
+    mean, std = (None if v is None else tuple(v.tolist()) for v in (network.net.mean, network.net.std))
+    space = evaluation.Space(mean or (0.0,) * 3, std or (1.0,) * 3)
+    net = compile_net(network.net.model)
+    told = {
+        "model": options.model,
+        "weights": _study._weights(network.net.model),
+        "data": data.identity,
+        "size": network.size,
+        "space": space.described(),
+        "seed": options.seed,
+    }
+    methods, made_with = _methods(options, net, space)
+    made = Bench(net, network.net, space, data, network.size, methods, made_with, told, options.device)
+    for name, explainer in methods.items():
+        try:
+            explainer.attribute(made.batch(slice(1))[1])
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UsageError(f"--methods {name} does not fit the model: {str(error).splitlines()[0]}") from error
+    return made
+
+
+def _data(options: argparse.Namespace, size: int) -> Labelled:
+    sized = options.data.startswith(("folder:", "torchvision:"))
+    try:
+        data = labelled(options.data, options.part, size if sized else None)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"--data: {error}") from error
+    if options.images is not None and options.images > len(data):
+        raise UsageError(f"--images must be at most {len(data)}, got {options.images}")
+    return data
+
+
+def _methods(
+    options: argparse.Namespace, net: Net, space: evaluation.Space
+) -> tuple[dict[str, Explainer], dict[str, dict[str, Any]]]:
+    """Return the explainers by name, and what each was made with."""
+    patterns, digits = None, ""
+    if options.patterns is not None:
+        try:
+            patterns = Patterns.load(options.patterns)
+            digits = hashlib.sha256(options.patterns.read_bytes()).hexdigest()[:16]
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--patterns: {error}") from error
+    if "pattern_attribution" in options.methods and patterns is None:
+        raise UsageError("--methods pattern_attribution needs --patterns FILE")
+    # The settings of [M]'s study: [R] takes its maps from there.
+    tables = {name: studies.load("geometry").methods[name] for name in options.methods}
+    made_with = {name: {k: v for k, v in table.items() if k != "title"} for name, table in tables.items()}
+    methods = {name: evaluation.explainer(name, net, space, made, patterns) for name, made in made_with.items()}
+    if "pattern_attribution" in made_with:
+        made_with["pattern_attribution"] |= {"patterns": digits}
+    return methods, made_with
+
+
+def parts(options: argparse.Namespace) -> list[Part]:
+    """Return what the options ask for."""
+    return [
+        Part("weights", {}),
+        Part("accuracy", {}),
+        Part("hessian", {"probes": options.probes}),
+        *(
+            Part("stability", {"method": method, "noise": options.noise, "level": level})
+            for method in options.methods
+            for level in options.levels
+        ),
+    ]
+
+
+def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> list[Job]:
+    """Return what is missing, in order."""
+    rows = [row for row in rows if row.study == NAME]
+    count = options.images or len(made.data)
+    groups: dict[Any, list[Part]] = {}
+    for part in parts(options):
+        mine = [row for row in rows if part.has(row)]
+        _agree(options, made, mine, part)
+        done = {number for row in mine for number in range(*row.key["images"])}
+        left = [number for number in range(count) if number not in done]
+        # The weights are one row, whatever the images.
+        chunks = evaluation.chunks(left, options.batch) if part.experiment != "weights" else [[]] * (not mine)
+        for numbers in chunks:
+            groups.setdefault((part.experiment, part.which.get("method"), *numbers), []).append(part)
+    return [Job(together, group[2:]) for group, together in groups.items()]
+
+
+def _agree(options: argparse.Namespace, made: Bench, rows: Iterable[Row], part: Part) -> None:
+    """Raise UsageError unless the rows were made like those to come."""
+    for row in rows:
+        for what, mine in (("run", made.told), ("settings", made.settings(part))):
+            theirs = row.config.get(what, {})
+            differ = [name for name in {**theirs, **mine} if digest(theirs.get(name)) != digest(mine.get(name))]
+            if differ:
+                name = differ[0]
+                raise UsageError(
+                    f"--out {options.out}: {row.name}.json was made with {name} {theirs.get(name)}, this run has "
+                    f"{mine.get(name)}; choose another folder"
+                )
+
+
+def run(store: ResultStore, made: Bench, job: Job) -> int:
+    """Make the rows of a job, write them and return how many there are."""
+    began = time.perf_counter()
+    values = _values(made, job)
+    seconds = (time.perf_counter() - began) / len(job.parts)
+    for part, found in zip(job.parts, values, strict=True):
+        config = {"run": dict(made.told), "settings": made.settings(part)}
+        images = [job.numbers[0], job.numbers[-1] + 1] if job.numbers else [0, 0]
+        row = Row(
+            study=NAME,
+            experiment=part.experiment,
+            key={"model": made.told["model"], **part.which, "images": images, "settings": digest(config)},
+            config=config,
+            values=found,
+            seconds=seconds,
+            machine=_common.machine(made.device),
+            version={
+                "fastxai": importlib.metadata.version("fastxai"),
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
+        )
+        store.write(row)
+    return len(job.parts)
+
+
+def _values(made: Bench, job: Job) -> list[dict[str, Any]]:
+    """Return the values of a job's parts."""
+    first = job.parts[0]
+    if first.experiment == "weights":
+        norms = evaluation.weight_norms(made.net.model)
+        return [{"layers": list(norms), "norms": list(norms.values())}]
+    rows = slice(job.numbers[0], job.numbers[-1] + 1)
+    images, x = made.batch(rows)
+    labels, index = made.data.labels[rows].to(x.device), torch.arange(rows.start, rows.stop, device=x.device)
+    if first.experiment == "accuracy":
+        return [{"correct": evaluation.correct(made.net, x, labels).tolist()}]
+    if first.experiment == "hessian":
+        spaces = {made.space.name: (made.net, x), "image": (made.image_net, images)}
+        settings: dict[str, Any] = {"probes": first.which["probes"], "seed": made.told["seed"], "index": index}
+        return [{name: evaluation.hessian_norms(*inputs, **settings).tolist() for name, inputs in spaces.items()}]
+    noises = [
+        partial(
+            noisy,
+            level=part.which["level"],
+            kind=part.which["noise"],
+            low=made.space.low,
+            high=made.space.high,
+            seed=made.told["seed"],
+        )
+        for part in job.parts
+    ]
+    found = evaluation.stability(made.methods[first.which["method"]], x, noises, index=index, chunk=len(x))
+    return [
+        {
+            **{name: getattr(one.similarity, name).tolist() for name in ("pcc", "ssim", "mse")},
+            "changed": one.changed.tolist(),
+            "correct": (one.perturbed_classes == labels).tolist(),
+        }
+        for one in found
+    ]
+
+
+def collected(rows: Iterable[Row], part: Part, count: int) -> dict[str, list[Any]]:
+    """Return each value of a part as a list over the first ``count`` images."""
+    found: dict[str, dict[int, Any]] = {}
+    for row in rows:
+        if part.has(row):
+            for name, values in row.values.items():
+                found.setdefault(name, {}).update(zip(range(*row.key["images"]), values, strict=True))
+    return {name: [values[number] for number in range(count)] for name, values in found.items()}
