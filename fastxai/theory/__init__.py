@@ -1,8 +1,6 @@
 """Theory: what curvature says about how far a map can be moved, computed through Hessian-vector products."""
 
-from fastxai.theory.bounds import count_kinks as count_kinks
 from fastxai.theory.bounds import hessian_bound as hessian_bound
-from fastxai.theory.bounds import layer_norms as layer_norms
 from fastxai.theory.bounds import loose_softplus_bound as loose_softplus_bound
 from fastxai.theory.bounds import relu_bound as relu_bound
 from fastxai.theory.bounds import softplus_bound as softplus_bound
@@ -14,6 +12,13 @@ from fastxai.theory.curvature import mean_curvature as mean_curvature
 from fastxai.theory.curvature import normal as normal
 from fastxai.theory.curvature import principal_curvatures as principal_curvatures
 from fastxai.theory.curvature import second_fundamental_form as second_fundamental_form
+from fastxai.theory.interchange import interchange_beta as interchange_beta
+from fastxai.theory.kinks import Kinks as Kinks
+from fastxai.theory.kinks import count_kinks as count_kinks
+from fastxai.theory.kinks import segment_kinks as segment_kinks
+from fastxai.theory.layers import Smoothness as Smoothness
+from fastxai.theory.layers import layer_norms as layer_norms
+from fastxai.theory.layers import smoothness as smoothness
 from fastxai.theory.path import PathChange as PathChange
 from fastxai.theory.path import path_change as path_change
 from fastxai.theory.path import path_length as path_length

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastxai import _random
 from fastxai.engine import Net
 from fastxai.engine.directions import directions
-from fastxai.theory._common import Target, count, flat_hvp, pieces, prepare
+from fastxai.theory._common import Target, count, flat_hvp, prepare
 from fastxai.theory._lanczos import Ritz, lanczos
 
 __all__ = ["Estimate", "Spectrum", "frobenius_norm", "hessian", "spectral_norm", "spectrum"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -80,6 +81,89 @@ def test_bound_is_attained_by_one_unit() -> None:
     assert 4 * h.norm().item() == pytest.approx(theory.loose_softplus_bound([5.0], BETA), rel=1e-12)
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_equation_8_is_the_sum_written_out(head: bool) -> None:
+    """Three layers: what every curved unit adds to the Hessian, layer by layer, and the sum of the bounds on that."""
+    model = dense_net(nn.Sigmoid, [4, 6, 3], head=head)
+    a, b, c = (layer.weight.detach().norm().item() for layer in model if isinstance(layer, nn.Linear))
+    net, x = fastxai.compile(nn.Sequential(*model)), torch.zeros(1, 4, dtype=torch.float64)
+    slope, curvature = 1 / 4, 1 / (6 * math.sqrt(3))
+    first, second, third = (
+        curvature * a**2 * b * c * slope**2,
+        curvature * a**2 * b**2 * c * slope**3,
+        curvature * a**2 * b**2 * c**2 * slope**4,
+    )
+    expected = (first + second) / slope if head else first + second + third
+    assert theory.hessian_bound([a, b, c], slope, curvature, linear_head=head) == pytest.approx(expected, rel=1e-12)
+    if head:
+        norms, smooth = theory.layer_norms(net, x), theory.smoothness(net, x)
+        assert (norms - torch.tensor([a, b, c], dtype=torch.float64)).abs().max() < 1e-12
+        got = theory.hessian_bound(norms, smooth.slope, smooth.curvature, linear_head=True)
+        assert got == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_bound_is_almost_attained_by_a_deep_net_of_rank_one(head: bool) -> None:
+    """Layers w e_1 v^T, each after the first aligned with the one before; all units saturated but the last curved one.
+
+    There s'' = beta / 4, before it s' = 1: of eq. 8 the last term is attained, and the others are smaller by 1 / w_m.
+    """
+    torch.manual_seed(0)
+    sizes, norms = [6, 5, 4, 1], [2.0, 3.0, 4.0]
+    layers: list[nn.Module] = []
+    for i, (n, m) in enumerate(pairwise(sizes)):
+        layer = nn.Linear(n, m).double()
+        column = torch.randn(n, dtype=torch.float64) if i == 0 else torch.eye(n, dtype=torch.float64)[0]
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.weight[0] = norms[i] * column / column.norm()
+        layers += [layer, Softplus()]
+    layers = layers[:-1] if head else layers
+    x = torch.zeros(6, dtype=torch.float64)
+    curved = len([m for m in layers if isinstance(m, Softplus)])
+    y = x
+    for i, layer in enumerate(m for m in layers if isinstance(m, nn.Linear)):
+        with torch.no_grad():
+            layer.bias.copy_(-layer.weight @ y)
+            layer.bias.add_(0.0 if i == curved - 1 else 50.0)
+        y = Softplus()(layer(y)).detach()
+    model = nn.Sequential(*layers)
+    h = hessian(lambda v: model(v)[0])(x)
+    attained = h.norm().item() / theory.softplus_bound(norms, BETA, linear_head=head)
+    terms = [math.prod(norms) * math.prod(norms[: m + 1]) for m in range(curved)]
+    assert attained == pytest.approx(terms[-1] / sum(terms), rel=1e-9)
+    assert attained > 0.7
+
+
+ACTIVATIONS = [nn.Softplus(3), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.ELU(0.7), nn.ELU(2.0)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_slope_and_curvature_are_the_least_upper_bounds(activation: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), activation, nn.Linear(3, 2)).double()
+    found = theory.smoothness(fastxai.compile(model), torch.zeros(1, 2, dtype=torch.float64))
+    a = torch.linspace(-12, 12, 48001, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(activation(a).sum(), a, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), a)
+    for bound, derivative in ((found.slope, first), (found.curvature, second)):
+        assert 0.999 * bound < derivative.abs().max() < bound * (1 + 1e-6)
+    assert found.jumps == (isinstance(activation, nn.ELU))
+
+
+def test_smoothness_of_views() -> None:
+    x = torch.zeros(1, 3, 6, 6, dtype=torch.float64)
+    layers = [nn.Conv2d(3, 2, 3), nn.ReLU6(), nn.Conv2d(2, 2, 1), nn.LeakyReLU(-2.0), nn.Flatten(), nn.Linear(32, 2)]
+    model = nn.Sequential(*layers).double()
+    net = fastxai.compile(model)
+    assert theory.smoothness(net, x) == theory.Smoothness(2.0, math.inf, True)
+    assert theory.smoothness(net.with_activation("softplus", 8.0), x) == theory.Smoothness(2.0, 6.0, False)
+    estimate = fastxai.compile(model, surrogate="curvature", beta=8.0)
+    assert theory.smoothness(estimate, x) == theory.Smoothness(2.0, 6.0, True)
+    assert theory.smoothness(fastxai.compile(model, surrogate="none"), x) == theory.Smoothness(2.0, 0.0, True)
+    pooled = fastxai.compile(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 2)).double())
+    assert theory.smoothness(pooled, x[:0]) == theory.Smoothness(1.0, 0.0, True)
+
+
 GEOMETRY = [
     nn.Conv2d(2, 3, 3),
     nn.Conv2d(2, 3, 3, padding=1),
@@ -114,6 +198,9 @@ def test_norms_are_those_of_the_matrices(layer: nn.Conv2d) -> None:
     assert (kernel - torch.stack([layer.weight.norm(), last.norm()])).abs().max() < 1e-12
     row = theory.layer_norms(net, x, target=1, norm="spectral")
     assert abs(row[1] - last[1].norm()) < 1e-12
+    several = theory.layer_norms(net, x, target=torch.tensor([2, 1, 1]), norm="spectral")
+    assert several.shape == (3, 2) and torch.equal(several[1], row) and torch.equal(several[2], row)
+    assert abs(several[0, 1] - last[2].norm()) < 1e-12
 
 
 def test_few_steps_make_a_norm_too_large_not_too_small() -> None:
@@ -189,24 +276,6 @@ def test_relu_bound_holds_between_two_points(seed: int, widths: list[int], size:
     assert change <= 2 * norms.prod() * (1 + 1e-9)
 
 
-def test_kinks_are_counted_per_sample_and_layer() -> None:
-    torch.manual_seed(2)
-    model = nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)
-    ).double()
-    path = torch.randn(5, 3, 2, 6, 6, dtype=torch.float64)
-    signs = []
-    for x in path:
-        first = model[0](x)
-        second = model[3](model[2](model[1](first)))
-        signs.append(torch.cat([first.flatten(1), second.flatten(1)], 1) > 0)
-    expected = torch.stack(signs).diff(dim=0).sum((0, 2))
-    assert torch.equal(theory.count_kinks(fastxai.compile(model), path), expected)
-    smoothed = fastxai.compile(model, activation="softplus", beta=1.0)
-    assert torch.equal(theory.count_kinks(smoothed, path), expected)
-    assert theory.count_kinks(smoothed, path[:, :0]).shape == (0,)
-
-
 class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -225,6 +294,10 @@ def test_bad_networks() -> None:
         theory.layer_norms(fastxai.compile(nn.Sequential(nn.Linear(4, 3), nn.Softplus())), x)
     with pytest.raises(ValueError, match="net must end with a layer"):
         theory.layer_norms(fastxai.compile(nn.Softplus()), x)
+    # Two activations in a row, or one on the input, have curvature that [R] eq. 8 has no term for.
+    for layers in ([nn.Linear(4, 4), nn.Softplus(), nn.Tanh()], [nn.Softplus()]):
+        with pytest.raises(ValueError, match="net must have a layer before each activation, got none before '"):
+            theory.layer_norms(fastxai.compile(nn.Sequential(*layers, nn.Linear(4, 3))), x)
 
 
 def test_bad_arguments() -> None:
@@ -249,7 +322,8 @@ def test_bad_arguments() -> None:
         theory.layer_norms(net, x, norm="nuclear")
     with pytest.raises(ValueError, match=r"target must be None or lie in 0 \.\. 3, got 4"):
         theory.layer_norms(net, x, 4)
-    with pytest.raises(ValueError, match="x must hold an input"):
-        theory.layer_norms(net, x[:0])
-    with pytest.raises(ValueError, match=r"points must have shape \[T \+ 1, N, ...\]"):
-        theory.count_kinks(net, x[:1])
+    with pytest.raises(ValueError, match=r"target must be None or lie in 0 \.\. 3, got tensor"):
+        theory.layer_norms(net, x, torch.tensor([0, -1]))
+    with pytest.raises(TypeError, match="target must be None, an int or a LongTensor"):
+        theory.layer_norms(net, x, torch.zeros(2))
+    assert torch.equal(theory.layer_norms(net, x[:0]), theory.layer_norms(net, x))
