@@ -32,8 +32,8 @@ def _pattern_attribution(net: Net, space: Space, patterns: Patterns | None, opti
 
 
 METHODS: dict[str, _Build] = {
-    "gradient": lambda net, space, patterns, options: Gradient(net),
-    "input_x_gradient": lambda net, space, patterns, options: InputXGradient(net),
+    "gradient": lambda net, space, patterns, options: Gradient(net, **options),
+    "input_x_gradient": lambda net, space, patterns, options: InputXGradient(net, **options),
     "integrated_gradients": lambda net, space, patterns, options: IntegratedGradients(net, **options),
     "guided_backprop": lambda net, space, patterns, options: GuidedBackprop(net, **options),
     "lrp": lambda net, space, patterns, options: LRP(net, low=space.low, high=space.high, **options),

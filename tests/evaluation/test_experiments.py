@@ -17,7 +17,7 @@ from fastxai.attacks import Similarity
 from fastxai.evaluation import Outcome, Space, Task, manipulation
 from fastxai.evaluation.methods import smoothed
 from fastxai.evaluation.watched import Watched
-from fastxai.explainers import Explainer, PatternTrainer, reduce_map
+from fastxai.explainers import Explainer, Patterns, PatternTrainer, reduce_map
 from fastxai.metrics import mse, pcc, pixel_flipping, ssim
 
 PRESET = {"preset": "cifar10", "attack": {"steps": 4}}
@@ -62,12 +62,15 @@ def test_methods_are_those_of_the_study(method: str) -> None:
     assert torch.equal(made.attribute(x), expected[method]().attribute(x))
 
 
-def test_unknown_methods_and_missing_patterns_are_refused() -> None:
+def test_unknown_methods_and_options_and_missing_patterns_are_refused() -> None:
     net = fastxai.compile(small_net())
     with pytest.raises(ValueError, match="method must be one of"):
         evaluation.explainer("other", net, SPACE)
     with pytest.raises(ValueError, match="patterns must be given"):
         evaluation.explainer("pattern_attribution", net, SPACE)
+    for method in evaluation.METHODS:
+        with pytest.raises(TypeError, match="no_such_option"):
+            evaluation.explainer(method, net, SPACE, {"no_such_option": 3}, Patterns({}))
     with pytest.raises(ValueError, match="defence must be one of"):
         smoothed(fastxai.Gradient(net), SPACE, {"defence": "none at all"}, 0)
     with pytest.raises(ValueError, match="experiment must name a module"):
