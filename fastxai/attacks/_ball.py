@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastxai import _check
-from fastxai.attacks import _random
+from fastxai import _check, _random
 from fastxai.attacks._optimizer import Box
 from fastxai.kernels import attack_step
 
-__all__ = ["Ball", "Restarts"]
+__all__ = ["Ball", "Bound", "Restarts", "box_of", "numbers_of"]
+
+Bound = float | Sequence[float] | Tensor
+
+# Bounds are often written as (0 - mean) / std, which an image prepared in float32 can miss by some roundings.
+_SLACK = 1e-5
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,19 @@ class Ball:
         step = attack_step.sign_project_clip if self.norm == "linf" else attack_step.l2_project_clip
         return step(x, None, origin, 0.0, self.eps, box)
 
-    def draw(self, count: int, sample: Tensor, *keys: int) -> Tensor:
-        """Return uniform points of the ball around 0, float64 [N, count]; arguments as in ``_random.uniform``."""
+    def draw(self, key: Sequence[int], index: Tensor, rows: range, count: int) -> Tensor:
+        """Return uniform points of the ball around 0, float32 [rows, N, count]; arguments as ``_random.uniform``."""
         if self.norm == "linf":
-            return self.eps * (2 * _random.uniform(count, sample, *keys) - 1)
-        direction = _random.normal(count, sample, *keys)
-        # One more key, one more stream.
-        radius = self.eps * _random.uniform(1, sample, *keys, 1) ** (1 / count)
-        return direction * (radius / direction.norm(dim=1, keepdim=True))
+            return self.eps * (2 * _random.uniform(key, index, rows, count) - 1)
+        direction = _random.normal(key, index, rows, count)
+        # One more number in the key, another stream.
+        radius = self.eps * _random.uniform((*key, 1), index, rows, 1) ** (1 / max(1, count))
+        return direction * (radius / direction.norm(dim=2, keepdim=True))
+
+    def signs(self, key: Sequence[int], index: Tensor, rows: range, count: int) -> Tensor:
+        """Return points of the ball's surface whose values have one size, float32 [rows, N, count]."""
+        size = self.eps if self.norm == "linf" else self.eps * max(1, count) ** -0.5
+        return size * _random.signs(key, index, rows, count)
 
 
 @dataclass(frozen=True)
@@ -92,18 +102,53 @@ class Restarts:
             box: the lowest and the highest valid value, [C] each.
             index: numbers of the samples, LongTensor [N].
         """
-        starts = [x]
-        for restart in range(1, self.count):
-            keys = x[0].numel() if len(x) else 0, index, self.seed, restart
-            if self.sigma is not None:
-                noise = self.sigma * _random.normal(*keys)
-            else:
-                assert ball is not None
-                noise = ball.draw(*keys)
-            moved = x + noise.view(x.shape).to(x.dtype)
-            if ball is None:
-                low, high = (bound.view(-1, 1, 1) for bound in box)
-                starts.append(moved.clamp(low, high))
-            else:
-                starts.append(ball.project(moved, x, box))
-        return torch.cat(starts)
+        if self.count == 1:
+            return x
+        key = (self.seed,), index, range(1, self.count), x[:1].numel()
+        origin = x.repeat(self.count - 1, *[1] * (x.dim() - 1))
+        if self.sigma is not None:
+            noise = self.sigma * _random.normal(*key)
+        else:
+            assert ball is not None
+            noise = ball.draw(*key)
+        moved = origin + noise.to(x.dtype).view(origin.shape)
+        if ball is None:
+            low, high = (bound.view(-1, *[1] * (x.dim() - 2)) for bound in box)
+            return torch.cat([x, moved.clamp(low, high)])
+        return torch.cat([x, ball.project(moved, origin, box)])
+
+
+def box_of(bounds: tuple[Bound, Bound], x: Tensor) -> Box:
+    """Return the lowest and the highest valid value of every channel of x [N, C, ...].
+
+    Raises:
+        ValueError: the bounds are not lowest < highest, are neither numbers nor one a channel, or x leaves them.
+    """
+    channels = x.shape[1]
+    made = []
+    for value in bounds:
+        bound = torch.as_tensor(value, dtype=torch.float64).flatten()
+        fits = bound.numel() in (1, channels)
+        _check.require(fits, "bounds", f"be numbers or {channels} values (one a channel)", value)
+        made.append(bound.to(x.device, x.dtype).expand(channels).contiguous())
+    low, high = (bound.view(-1, *[1] * (x.dim() - 2)) for bound in made)
+    _check.require(bool((low < high).all()), "bounds", "be lowest < highest", bounds)
+    slack = _SLACK * (high - low)
+    inside = bool(((x >= low - slack) & (x <= high + slack)).all())
+    if not inside:
+        _check.require(False, "x", "lie within the bounds", f"{x.min().item():.4g} .. {x.max().item():.4g}")
+    return made[0], made[1]
+
+
+def numbers_of(index: Tensor | None, x: Tensor) -> Tensor:
+    """Return the numbers of the samples x, LongTensor [N]; 0 .. N-1 where index is None.
+
+    Raises:
+        TypeError: index is no LongTensor.
+        ValueError: its shape is not [N].
+    """
+    if index is None:
+        return torch.arange(len(x), device=x.device)
+    whole = isinstance(index, Tensor) and not index.is_floating_point()
+    _check.require(whole, "index", "be a LongTensor", type(index).__name__, TypeError)
+    return _check.shape(index, "index", (len(x),)).to(x.device, torch.long)

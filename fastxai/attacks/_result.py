@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fastxai.metrics import mse, pcc, ssim
 
-__all__ = ["AttackResult", "Metrics", "OutputChange", "Similarity"]
+__all__ = ["AscentResult", "AttackResult", "MapAscentResult", "Metrics", "OutputChange", "Similarity"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,70 @@ class AttackResult:
         ]
         kept = f"class kept {int(self.class_kept.sum())}/{len(self.class_kept)}"
         return "\n".join([*lines, f"{kept}, softmax moved by {median(self.output_change.softmax):.1e} (medians)"])
+
+
+@dataclass(frozen=True)
+class AscentResult:
+    """The iterate with the highest objective, of every sample, judged on the model as given.
+
+    Attributes:
+        images: [N, C, ...].
+        class_kept: the predicted class is the original image's, [N] bool.
+        output_change: how far the output moved.
+        terms: the objective's summands at ``images``, [N] each: "loss" (cross-entropy), "dissimilarity" (d_s).
+        history: the same at the start and after every step of the returned restart, [steps + 1, N] each; NaN after a
+            sample stopped.
+        best_step: after how many steps ``images`` was found, LongTensor [N]; 0 is the start, or the original image,
+            which stays where nothing beat it.
+        best_restart: the restart that ``images`` comes from, LongTensor [N].
+    """
+
+    images: Tensor
+    class_kept: Tensor
+    output_change: OutputChange
+    terms: dict[str, Tensor]
+    history: dict[str, Tensor]
+    best_step: Tensor
+    best_restart: Tensor
+
+
+@dataclass(frozen=True)
+class MapAscentResult(AscentResult):
+    """The like of an attack on maps.
+
+    Attributes:
+        maps, target_maps, original_maps: post-processed [N, H, W]: channels summed as |.|, each map's sum is 1
+            (inputs [N, C] keep their shape).
+        originals: the images before the attack.
+        bounds: the lowest and the highest valid value, [C] each.
+    """
+
+    maps: Tensor
+    target_maps: Tensor
+    original_maps: Tensor
+    originals: Tensor
+    bounds: tuple[Tensor, Tensor]
+
+    @property
+    def dissimilarity(self) -> Tensor:
+        """d_s of the returned images, [N]; 1 - d_s is [F]'s robustness (eq. 3)."""
+        return self.terms["dissimilarity"]
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """How alike maps and images are; for images [N, C, H, W], H and W at least 7."""
+        unit, unit_0 = (unit_images(images, self.bounds) for images in (self.images, self.originals))
+        return Metrics(
+            Similarity.between(self.maps, self.target_maps),
+            Similarity.between(self.maps, self.original_maps),
+            Similarity.between(unit, unit_0, 1.0),
+        )
+
+
+def unit_images(images: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
+    """Return images [N, C, H, W] with the lowest valid value at 0 and the highest at 1; bounds [C] each."""
+    low, high = (bound.view(-1, 1, 1) for bound in bounds)
+    return (images - low) / (high - low)
 
 
 def median(values: Tensor) -> float:

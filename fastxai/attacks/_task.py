@@ -11,8 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastxai import _check
-from fastxai.attacks._optimizer import OPTIMIZERS, Box, Optimizer
-from fastxai.attacks._result import AttackResult, Metrics, OutputChange, Similarity
+from fastxai.attacks._ball import box_of, numbers_of
+from fastxai.attacks._optimizer import OPTIMIZERS, Optimizer
+from fastxai.attacks._result import AttackResult, Metrics, OutputChange, Similarity, unit_images
 from fastxai.engine import Net
 from fastxai.explainers import reduce_map
 from fastxai.metrics import pcc
@@ -24,8 +25,6 @@ __all__ = ["Task"]
 
 # The metrics' SSIM window: an image must hold one.
 _WINDOW = 7
-# Bounds are often written as (0 - mean) / std, which an image prepared in float32 can miss by some roundings.
-_SLACK = 1e-5
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Task:
         fits = _check.tensor(x, "x").dim() == 4 and min(x.shape[2:]) >= _WINDOW
         _check.require(fits, "x", f"have shape [N, C, H, W], H and W at least {_WINDOW}", list(x.shape))
         self.x = x.detach()
-        self.box = self._bounds()
+        self.box = box_of(attack.bounds, self.x)
         self.target_map = self._target_map(target_map)
         with torch.no_grad():
             self.scores = self.net.base(self.x)
@@ -118,31 +117,10 @@ class Task:
 
     def _rows(self, output: Tensor, index: Tensor | None) -> _Rows:
         x, restarts = self.x, self.attack.restarts
-        if index is None:
-            index = torch.arange(len(x), device=x.device)
-        whole = isinstance(index, Tensor) and not index.is_floating_point()
-        _check.require(whole, "index", "be a LongTensor", type(index).__name__, TypeError)
-        index = _check.shape(index, "index", (len(x),)).to(x.device, torch.long)
+        index = numbers_of(index, x)
         starts = x if restarts is None else restarts.starts(x, self.attack.ball, self.box, index)
         constants = (x, self.target_map, self.target, self.classes, output)
         return _Rows(torch.arange(len(starts), device=x.device), starts, *map(self._copies, constants))
-
-    def _bounds(self) -> Box:
-        x, (low, high) = self.x, self.attack.bounds
-        channels = x.shape[1]
-        made = []
-        for value in (low, high):
-            bound = torch.as_tensor(value, dtype=torch.float64).flatten()
-            fits = bound.numel() in (1, channels)
-            _check.require(fits, "bounds", f"be numbers or {channels} values (one a channel)", value)
-            made.append(bound.to(x.device, x.dtype).expand(channels).contiguous())
-        low, high = (bound.view(-1, 1, 1) for bound in made)
-        _check.require(bool((low < high).all()), "bounds", "be lowest < highest", self.attack.bounds)
-        slack = _SLACK * (high - low)
-        inside = bool(((x >= low - slack) & (x <= high + slack)).all())
-        if not inside:
-            _check.require(False, "x", "lie within the bounds", f"{x.min().item():.4g} .. {x.max().item():.4g}")
-        return made[0], made[1]
 
     def _target_map(self, target_map: Tensor) -> Tensor:
         x, name = self.x, "target_map"
@@ -269,8 +247,7 @@ class Task:
         with torch.no_grad():
             maps = self._map(images, self.target, self.net)[0]
             scores = self.net.base(images)
-            low, high = (bound.view(-1, 1, 1) for bound in self.box)
-            unit, unit_0 = ((i - low) / (high - low) for i in (images, self.x))
+            unit, unit_0 = (unit_images(i, self.box) for i in (images, self.x))
             metrics = Metrics(
                 Similarity.between(maps, self.target_map),
                 Similarity.between(maps, self.original_map),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastxai import _check
 from fastxai.attacks import _presets
-from fastxai.attacks._ball import Ball, Restarts
+from fastxai.attacks._ball import Ball, Bound, Restarts
 from fastxai.attacks._optimizer import OPTIMIZERS
 from fastxai.attacks._result import AttackResult
 from fastxai.attacks._task import Task
@@ -18,7 +18,6 @@ from fastxai.explainers import Explainer
 
 __all__ = ["Manipulation"]
 
-Bound = float | Sequence[float] | Tensor
 Target = int | Tensor | None
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastxai import _check
-from fastxai.attacks import _random
+from fastxai import _check, _random
 from fastxai.explainers import Explainer, reduce_map
 
 __all__ = ["disc", "mask", "of", "random", "rectangle", "text", "uniform"]
@@ -212,10 +211,10 @@ def random(size: Sequence[int], seed: int = 0, smooth: float = 0.0, *, index: Te
     n, height, width = _size(size)
     _check.require(isinstance(smooth, (int, float)) and 0 <= smooth < math.inf, "smooth", "be zero or positive", smooth)
     index = torch.arange(n) if index is None else _check.shape(index, "index", (n,))
+    stream = (seed,), index, range(1), height * width
     if smooth == 0:
-        values = _random.uniform(height * width, index, seed)
-        return reduce_map(values.view(n, height, width).float(), None)
-    z = _random.normal(height * width, index, seed).view(n, height, width)
+        return reduce_map(_random.uniform(*stream)[0].view(n, height, width), None)
+    z = _random.normal(*stream)[0].view(n, height, width).double()
     down, across = torch.fft.fftfreq(height).double()[:, None], torch.fft.rfftfreq(width).double()[None]
     response = torch.exp(-2 * (math.pi * smooth) ** 2 * (down.square() + across.square()))
     z = torch.fft.irfft2(torch.fft.rfft2(z) * response, s=(height, width))

@@ -10,7 +10,7 @@ from attacks.nets import CHANNELS, cnn, pairs
 from torch import Tensor
 
 import fastxai
-from fastxai.attacks import Ball, Manipulation, Restarts, _random
+from fastxai.attacks import Ball, Manipulation, Restarts
 from fastxai.explainers import BetaSmoothing, Gradient, SmoothGrad, reduce_map
 from fastxai.metrics import pcc
 
@@ -183,24 +183,6 @@ def test_a_sample_leaves_with_all_its_restarts():
     assert bool(met.any())
     assert all(rows % 3 == 0 for rows in one.explainer.rows)
     assert one.explainer.rows[-1] == 3 * int((~met).sum()) or bool(met.all())
-
-
-def test_streams_are_keyed_and_uniform():
-    sample = torch.arange(50)
-    u = _random.uniform(2001, sample, 1, 2)
-    assert u.dtype == torch.float64 and u.shape == (50, 2001) and bool(((u > 0) & (u < 1)).all())
-    # Kolmogorov-Smirnov at 1e5 draws: 1.95 / sqrt(n) has probability 1e-3.
-    ranks = torch.arange(1, u.numel() + 1) / u.numel()
-    assert (u.flatten().sort().values - ranks).abs().max() < 1.95 / u.numel() ** 0.5
-    n = _random.normal(2001, sample, 1, 2).flatten()
-    assert n.mean().abs() < 4 / n.numel() ** 0.5 and (n.var() - 1).abs() < 4 * (2 / n.numel()) ** 0.5
-    assert (n**4).mean() - 3 < 0.2 and bool(n.isfinite().all())
-    # The same stream for the same keys alone; any other key gives an uncorrelated one.
-    assert torch.equal(_random.uniform(2001, sample[7:8], 1, 2)[0], u[7])
-    assert torch.equal(_random.uniform(100, sample, 1, 2), u[:, :100])
-    for other in (_random.uniform(2001, sample, 2, 2), _random.uniform(2001, sample, 1, 3), u.roll(1, 0)):
-        both = torch.stack([u.flatten(), other.flatten()]).corrcoef()
-        assert both[0, 1].abs() < 4 / u.numel() ** 0.5
 
 
 def test_a_smoothed_view_keeps_its_beta():

@@ -160,7 +160,7 @@ def test_same_trajectory_around_smooth_grad(plain, kind):
     model, (x, _) = network("small"), batch("small")
     inner, explain = both(kind, model, x, plain, 5)
     ours = SmoothGrad(inner, 4, stdev=0.2, seed=3)
-    noise = 0.2 * ours._draws(x)[1:]
+    noise = 0.2 * ours._draws(x, "x")[1:]
     beta = None if kind == "lrp" else (10.0, 100.0)
     run(plain, "small", ours, plain.smooth_grad(explain, noise), lr=1e-3, beta=beta)
 
