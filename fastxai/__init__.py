@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastxai._backend import available, backend
-from fastxai.attacks import Manipulation
+from fastxai.attacks import IFIA, PGD, AdversarialIFIA, Manipulation
 from fastxai.engine import Net, compile
 from fastxai.explainers import (
     LRP,
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from fastxai import viz as viz
 
 __all__ = [
+    "IFIA",
     "LRP",
+    "PGD",
+    "AdversarialIFIA",
     "BetaSmoothing",
     "Gradient",
     "GuidedBackprop",

@@ -1,0 +1,279 @@
+"""Projected gradient ascent in a ball, batched over samples and restarts: what PGD and the attacks of [F] share."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastxai import _check
+from fastxai.attacks._ball import Ball, Bound
+from fastxai.attacks._optimizer import Box
+from fastxai.engine import Net
+from fastxai.kernels import attack_step
+
+__all__ = ["Ascent", "Found", "Label", "Objective", "Point", "inputs_of", "labels_of", "loss_at"]
+
+Label = int | Tensor | None
+
+# All steps together reach a little beyond the ball's surface ([F] tables 1 and 2: 7 steps of 1.2 / 7, 40 of .03).
+_REACH = 1.2
+
+
+@dataclass(frozen=True)
+class Point:
+    """An objective at images, one row for each restart and sample, restart by restart.
+
+    Attributes:
+        terms: its summands by name, unweighted, [R N] each.
+        value: what is ascended, [R N].
+        scores: of the model as given, [R N, K].
+        held: rows that may be returned and go on, [R N] bool; None is all.
+        maps: the maps [R N, ...], where the objective has some.
+        gradient: of the value, of the images' shape; None where it was not asked for.
+    """
+
+    terms: dict[str, Tensor]
+    value: Tensor
+    scores: Tensor
+    held: Tensor | None = None
+    maps: Tensor | None = None
+    gradient: Tensor | None = None
+
+
+class Objective(ABC):
+    """What is ascended."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor, *, gradient: bool) -> Point:
+        """Return the objective at images [R N, ...], row r N + n being sample n; all of it detached."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best iterate of every row so far; ``parts`` are images, value, step, scores, then maps and terms."""
+
+    parts: tuple[Tensor, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, images: Tensor, point: Point, step: int) -> Best:
+        """Begin with these images."""
+        maps = () if point.maps is None else (point.maps,)
+        steps = torch.full(point.value.shape, step, device=images.device)
+        return cls((images, point.value, steps, point.scores, *maps, *point.terms.values()), tuple(point.terms))
+
+    def repeat(self, count: int) -> Best:
+        """Return all rows ``count`` times."""
+        return replace(self, parts=tuple(part.repeat(count, *[1] * (part.dim() - 1)) for part in self.parts))
+
+    def against(self, images: Tensor, point: Point, step: int) -> Best:
+        """Take the rows whose value is higher."""
+        better = point.value > self.parts[1]
+        if point.held is not None:
+            better &= point.held
+        pairs = zip(self.parts, Best.of(images, point, step).parts, strict=True)
+        return replace(self, parts=tuple(torch.where(_by_row(better, new), new, old) for old, new in pairs))
+
+    def rows(self, which: Tensor) -> Best:
+        """Return these rows, LongTensor."""
+        return replace(self, parts=tuple(part[which] for part in self.parts))
+
+
+def _by_row(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best iterate of every sample.
+
+    Attributes:
+        images: [N, C, ...].
+        scores: of the model as given, [N, K].
+        maps: [N, ...], where the objective has some.
+        terms: the objective's summands there, [N] each.
+        step: after how many steps it was found, LongTensor [N].
+        restart: by which restart, LongTensor [N].
+        history: the summands at every iterate of that restart, [steps + 1, N] each; NaN after a sample stopped.
+    """
+
+    images: Tensor
+    scores: Tensor
+    maps: Tensor | None
+    terms: dict[str, Tensor]
+    step: Tensor
+    restart: Tensor
+    history: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascent(ABC):
+    """x_adv <- project(x_adv + alpha normalise(gradient)), onto the ball around x and the bounds.
+
+    normalise is the sign for "linf" and g / |g|_2, each sample by itself, for "l2" ([F] algorithms 1 and 2).
+
+    Attributes:
+        eps: radius of the ball, in the space of x.
+        steps: how many; 0 judges the starts alone.
+        alpha: step size, in the space of x.
+        rel_stepsize: step size over eps, in place of ``alpha``; with neither it is 1.2 / steps, as in [F].
+        norm: "linf" or "l2", over all values of one sample.
+        random_start: False starts at x, and further restarts at uniform points of the ball; True takes uniform points
+            throughout; "signs" the points x +- eps (for "l2" of that length); None is False where that has a gradient.
+        restarts: R; the attack costs R times as much.
+        bounds: lowest and highest valid value, each a number or one a channel.
+        seed: an int or several. Starts are a function of seed, number of the sample and number of the restart.
+    """
+
+    eps: float
+    steps: int = 7
+    alpha: float | None = None
+    rel_stepsize: float | None = None
+    norm: str = "linf"
+    random_start: bool | str | None = None
+    restarts: int = 1
+    bounds: tuple[Bound, Bound] = (0.0, 1.0)
+    seed: int | tuple[int, ...] = 0
+
+    def check_settings(self) -> None:
+        """Raise ValueError unless every setting is in range."""
+        self._ball()
+        for name, least in (("steps", 0), ("restarts", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            _check.require(whole and value >= least, name, f"be an int, {least} or more", value)
+        for name in ("alpha", "rel_stepsize"):
+            if getattr(self, name) is not None:
+                _check.positive(getattr(self, name), name)
+        both = self.alpha is not None and self.rel_stepsize is not None
+        _check.require(not both, "rel_stepsize", "be None beside alpha", self.rel_stepsize)
+        _check.one_of(self.random_start, "random_start", (None, False, True, "signs"))
+        _check.require(len(self.bounds) == 2, "bounds", "be (lowest, highest)", self.bounds)
+        whole = all(isinstance(number, int) for number in self._key())
+        _check.require(whole, "seed", "be an int or a tuple of ints", self.seed)
+
+    @property
+    def step_size(self) -> float:
+        """Alpha."""
+        if self.alpha is not None:
+            return self.alpha
+        return self.eps * (_REACH / max(1, self.steps) if self.rel_stepsize is None else self.rel_stepsize)
+
+    def _ball(self) -> Ball:
+        return Ball(self.eps, self.norm)
+
+    def _key(self) -> tuple[int, ...]:
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+    def starts(self, x: Tensor, box: Box, index: Tensor, *, moved: bool) -> Tensor:
+        """Return where the restarts begin, [R N, ...]: at x first, unless all are to be ``moved``."""
+        ball, first = self._ball(), int(not moved)
+        if first == self.restarts:
+            return x
+        draw = ball.signs if self.random_start == "signs" else ball.draw
+        offsets = draw(self._key(), index, range(first, self.restarts), x[:1].numel())
+        origin = x.repeat(self.restarts - first, *[1] * (x.dim() - 1))
+        others = ball.project(origin + offsets.to(x.dtype).view(origin.shape), origin, box)
+        return torch.cat([x, others]) if first else others
+
+    def ascend(
+        self, objective: Objective, x: Tensor, original: Point, starts: Tensor, box: Box, *, freeze: bool = False
+    ) -> Found:
+        """Return the best iterate of every sample: the highest value among rows that held; x itself where none beat it.
+
+        Args:
+            objective: what is ascended.
+            x: originals [N, C, ...].
+            original: the objective there.
+            starts: [R N, C, ...].
+            box: the lowest and the highest valid value, [C] each.
+            freeze: rows that do not hold stay where they are.
+        """
+        count = self.restarts
+        origin = x.repeat(count, *[1] * (x.dim() - 1))
+        step = attack_step.sign_project_clip if self.norm == "linf" else attack_step.l2_project_clip
+        best, images, history = Best.of(x, original, 0).repeat(count), starts, []
+        frozen = torch.zeros(len(starts), dtype=torch.bool, device=x.device) if freeze else None
+        for t in range(self.steps + 1):
+            point = objective(images, gradient=t < self.steps)
+            best = best.against(images, point, t)
+            terms = torch.stack(tuple(point.terms.values()))
+            history.append(terms if frozen is None else terms.masked_fill(frozen, torch.nan))
+            if frozen is not None and point.held is not None:
+                frozen = frozen | ~point.held
+            if point.gradient is not None:
+                if t == 0 and len(x) and not point.gradient.any():
+                    warnings.warn(
+                        "the objective has no gradient where the attack starts, so it will not move; what helps is "
+                        "beta= on a piecewise linear network, and random_start=True where maps are equal at the start.",
+                        stacklevel=4,
+                    )
+                images = step(images, point.gradient, origin, self.step_size, self.eps, box, frozen)
+        return self._found(best, torch.stack(history), len(x))
+
+    def _found(self, best: Best, history: Tensor, n: int) -> Found:
+        """Choose among the restarts; history [steps + 1, terms, R N]."""
+        restart = best.parts[1].view(self.restarts, n).argmax(0)
+        row = restart * n + torch.arange(n, device=restart.device)
+        images, _, step, scores, *rest = best.rows(row).parts
+        names = best.names
+        maps = rest[0] if len(rest) > len(names) else None
+        return Found(
+            images,
+            scores,
+            maps,
+            dict(zip(names, rest[len(rest) - len(names) :], strict=True)),
+            step,
+            restart,
+            dict(zip(names, history[:, :, row].unbind(1), strict=True)),
+        )
+
+
+def inputs_of(x: Tensor) -> Tensor:
+    """Return x without a graph, checked to be [N, C, ...]."""
+    _check.require(_check.tensor(x, "x").dim() >= 2, "x", "have shape [N, C, ...]", list(x.shape))
+    return x.detach()
+
+
+def labels_of(y: Label, scores: Tensor) -> Tensor:
+    """Return the label y as a LongTensor [N], checked against scores [N, K]; the highest of them where y is None.
+
+    Raises:
+        TypeError: y is no integer.
+        ValueError: its shape or range is wrong.
+    """
+    classes = scores.argmax(1)
+    if y is None:
+        return classes
+    if isinstance(y, Tensor):
+        _check.require(not y.is_floating_point(), "y", "hold integers", y.dtype, TypeError)
+        y = y.expand(classes.shape) if y.dim() == 0 else _check.shape(y, "y", tuple(classes.shape))
+        y = y.to(classes.device, torch.long)
+    else:
+        whole = isinstance(y, int) and not isinstance(y, bool)
+        _check.require(whole, "y", "be an int, a LongTensor [N] or None", y, TypeError)
+        y = torch.full_like(classes, y)
+    # On a GPU reading the range would stop the host.
+    if y.numel() and y.device.type == "cpu":
+        low, high = torch.stack([y.min(), y.max()]).tolist()
+        last = scores.shape[1] - 1
+        _check.require(low >= 0 and high <= last, "y", f"lie in 0 .. {last}", f"{low} .. {high}")
+    return y
+
+
+def loss_at(net: Net, images: Tensor, y: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (cross-entropy of y [N], scores [N, K], its gradient if asked for), with the model's own activations."""
+    net = net.with_activation(None)
+    with torch.no_grad():
+        if gradient:
+            # No direction at all: what is left of H v's pass is the value, and the head's gradient.
+            none = images.new_empty(0, *images.shape)
+            _, slope, scores = net.differentiable_hvp(images, none, y, output="cross_entropy", parameters=False)
+        else:
+            slope, scores = None, net(images)
+        return functional.cross_entropy(scores, y, reduction="none"), scores, slope

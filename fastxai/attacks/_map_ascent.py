@@ -1,0 +1,214 @@
+"""Ascent of a dissimilarity of maps: what ``IFIA`` and ``AdversarialIFIA`` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastxai import _check
+from fastxai.attacks import dissimilarities
+from fastxai.attacks._ascent import Ascent, Label, Objective, Point, inputs_of, labels_of, loss_at
+from fastxai.attacks._ball import box_of, numbers_of
+from fastxai.attacks._result import MapAscentResult, OutputChange
+from fastxai.attacks.dissimilarities import DISSIMILARITIES, Dissimilarity
+from fastxai.engine import Net
+from fastxai.explainers import Explainer, reduce_map
+
+__all__ = ["MapAscent"]
+
+# These compare pixels, not channels.
+_OF_PIXELS = ("top_k", "mass_centre", "ssim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapAscent(Ascent):
+    """An ascent whose objective is made of d_s[S(x_adv), S_T].
+
+    Attributes:
+        explainer: the map under attack.
+        dissimilarity: d_s: a name from ``dissimilarities`` or a function (S(x_adv), S_T) -> [N] that treats every
+            sample by itself.
+        k: of "top_k".
+        reduce: what S is: None is the map as the explainer gives it; "abs_sum" and "sum" have the channels summed, |.|
+            or signed, and each map scaled to sum 1. "auto" is "abs_sum" for "top_k", "mass_centre" and "ssim" and for a
+            target map without channels, None for the rest.
+        beta: sharpness of the ``curvature`` surrogate, which bends ReLU where the map is differentiated and nowhere
+            else; None: the net as it is. Not used where the explainer's net is a smoothed or surrogate view already.
+    """
+
+    explainer: Explainer = field(kw_only=False)
+    dissimilarity: str | Dissimilarity = "pcl"
+    k: int = 100
+    reduce: str | None = "auto"
+    beta: float | None = 1.0
+
+    def check_map_settings(self) -> None:
+        """Raise TypeError or ValueError unless every setting is in range."""
+        self.check_settings()
+        kind = type(self.explainer).__name__
+        _check.require(isinstance(self.explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
+        if not callable(self.dissimilarity):
+            _check.one_of(self.dissimilarity, "dissimilarity", DISSIMILARITIES)
+        whole = isinstance(self.k, int) and not isinstance(self.k, bool) and self.k > 0
+        _check.require(whole, "k", "be a positive int", self.k)
+        _check.one_of(self.reduce, "reduce", ("auto", "abs_sum", "sum", None))
+        if self.beta is not None:
+            _check.positive(self.beta, "beta")
+
+    def view(self) -> Net:
+        """Return the view of the explainer's net whose maps are differentiated."""
+        net = self.explainer.net
+        if self.beta is None or net.activation is not None or net.surrogate is not None:
+            return net
+        return Net(net._core, None, self.beta, "curvature", net.base)
+
+    def difference(self) -> Dissimilarity:
+        """Return d_s as a function."""
+        if callable(self.dissimilarity):
+            return self.dissimilarity
+        if self.dissimilarity == "top_k":
+            return partial(dissimilarities.top_k, k=self.k)
+        return DISSIMILARITIES[self.dissimilarity]
+
+    def run(
+        self,
+        x: Tensor,
+        y: Label,
+        target_map: Tensor | None,
+        index: Tensor | None,
+        *,
+        weight: float | None,
+        freeze: bool,
+    ) -> MapAscentResult:
+        """Ascend d_s, or loss + weight d_s; arguments as for ``IFIA.perturb``."""
+        x = inputs_of(x)
+        box, index, net, view = box_of(self.bounds, x), numbers_of(index, x), self.explainer.net, self.view()
+        with torch.no_grad():
+            scores = net.base(x)
+            labels = labels_of(y, scores)
+            h, _ = self.explainer.map_and_scores(x, labels, net=view, parameters=False)
+        reduce = self._reduce(target_map, h)
+        goal = _shown(h, reduce) if target_map is None else _target(target_map, h, reduce)
+        objective = _Objective(self, view, labels, scores.argmax(1), goal, reduce, weight)
+        with torch.no_grad():
+            original = objective.point(h, scores, objective.losses(scores))
+        moved = self._moved(flat=weight is None and target_map is None)
+        starts = self.starts(x, box, index, moved=moved)
+        found = self.ascend(objective, x, original, starts, box, freeze=freeze)
+        assert found.maps is not None
+        maps = _shown(h, "abs_sum")
+        return MapAscentResult(
+            images=found.images,
+            class_kept=found.scores.argmax(1) == scores.argmax(1),
+            output_change=OutputChange.between(found.scores, scores),
+            terms=found.terms,
+            history=found.history,
+            best_step=found.step,
+            best_restart=found.restart,
+            maps=_shown(found.maps, "abs_sum"),
+            target_maps=maps if target_map is None else _target(target_map, h, "abs_sum"),
+            original_maps=maps,
+            originals=x,
+            bounds=box,
+        )
+
+    def _moved(self, *, flat: bool) -> bool:
+        """Return whether every start is random; ``flat`` says that equal maps are where the ascent would start."""
+        flat = flat and self.dissimilarity != "top_k"
+        if self.random_start is None:
+            return flat
+        stuck = flat and self.random_start is False and not callable(self.dissimilarity)
+        contract = f"not be False: {self.dissimilarity} has no gradient at equal maps, so the attack would not move"
+        _check.require(not stuck, "random_start", contract, self.random_start)
+        return bool(self.random_start)
+
+    def _reduce(self, target_map: Tensor | None, h: Tensor) -> str | None:
+        if self.reduce != "auto":
+            return self.reduce
+        bare = target_map is not None and _check.tensor(target_map, "target_map").dim() == h.dim() - 1
+        return "abs_sum" if bare or self.dissimilarity in _OF_PIXELS else None
+
+
+def _shown(h: Tensor, reduce: str | None) -> Tensor:
+    """Return the map [N, C, ...] as it is compared; one without other axes than C has a value a pixel already."""
+    if reduce is None:
+        return h
+    return reduce_map(h.abs() if reduce == "abs_sum" else h, None) if h.dim() == 2 else reduce_map(h, reduce)
+
+
+def _target(target_map: Tensor, h: Tensor, reduce: str | None) -> Tensor:
+    """Return S_T, of a map of h's shape [N, C, ...] or, where channels are summed, [N, ...]."""
+    name = "target_map"
+    target_map = _check.same_place(_check.tensor(target_map, name), name, h, "x").detach()
+    full, pixels = tuple(h.shape), (h.shape[0], *h.shape[2:])
+    bare = reduce is not None and h.dim() > 2
+    fits = tuple(target_map.shape) in ((full, pixels) if bare else (full,))
+    _check.require(fits, name, f"have shape {list(full)}" + bare * f" or {list(pixels)}", list(target_map.shape))
+    _check.require(bool(target_map.isfinite().all()), name, "be finite", "inf or nan")
+    return reduce_map(target_map, None) if bare and target_map.dim() < h.dim() else _shown(target_map, reduce)
+
+
+@dataclass(frozen=True)
+class _Objective(Objective):
+    """d_s[S(x_adv), S_T], or loss + weight d_s; labels and classes [N], goal S_T [N, ...]."""
+
+    attack: MapAscent
+    view: Net
+    labels: Tensor
+    classes: Tensor
+    goal: Tensor
+    reduce: str | None
+    weight: float | None
+
+    def __call__(self, images: Tensor, *, gradient: bool) -> Point:
+        """Return the objective; the loss is the model's as given, whatever view gives the maps."""
+        view = self.view
+        x = images.detach().requires_grad_(gradient)
+        slope = None
+        with torch.set_grad_enabled(gradient):
+            h, scores = self.attack.explainer.map_and_scores(x, self._rows(self.labels, x), net=view, parameters=False)
+            losses = None
+            if view.activation is None:
+                losses = self.losses(scores)
+            elif self.weight is None:
+                scores = view.base(images)
+            else:
+                losses, scores, slope = loss_at(view.base, images, self._rows(self.labels, x), gradient=gradient)
+            point = self.point(h, scores, losses)
+            if not gradient:
+                return point
+            value, name = point.value.sum(), "dissimilarity"
+            _check.require(value.requires_grad, name, "be differentiable in its first argument", "no graph")
+            (total,) = torch.autograd.grad(value, x)
+        return _detached(point, total if slope is None else total + slope)
+
+    def point(self, h: Tensor, scores: Tensor, losses: Tensor | None) -> Point:
+        """Measure maps [R N, C, ...], scores [R N, K] and, where they count, losses [R N]."""
+        name = "dissimilarity(S, S_T)"
+        d = self.attack.difference()(_shown(h, self.reduce), self._rows(self.goal, h))
+        _check.shape(_check.tensor(d, name), name, (len(h),))
+        if self.weight is None:
+            return Point({"dissimilarity": d}, d, scores, scores.argmax(1) == self._rows(self.classes, h), h)
+        assert losses is not None
+        return Point({"loss": losses, "dissimilarity": d}, losses + self.weight * d, scores, None, h)
+
+    def losses(self, scores: Tensor) -> Tensor | None:
+        """Return the cross-entropy of the labels, [R N], where it counts."""
+        if self.weight is None:
+            return None
+        return functional.cross_entropy(scores, self._rows(self.labels, scores), reduction="none")
+
+    @staticmethod
+    def _rows(values: Tensor, like: Tensor) -> Tensor:
+        """Repeat values [N, ...] restart by restart."""
+        return values.repeat(len(like) // max(1, len(values)), *[1] * (values.dim() - 1))
+
+
+def _detached(point: Point, gradient: Tensor) -> Point:
+    terms = {name: term.detach() for name, term in point.terms.items()}
+    maps = None if point.maps is None else point.maps.detach()
+    return Point(terms, point.value.detach(), point.scores.detach(), point.held, maps, gradient)
