@@ -1,4 +1,4 @@
-"""The command line: ``fastxai demo``, ``explain``, ``attack``, ``evaluate`` and ``study``."""
+"""The command line: ``fastxai demo``, ``explain``, ``attack``, ``evaluate``, ``study`` and ``train``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from fastxai.cli import attack, demo, evaluate, explain, study
+from fastxai.cli import attack, demo, evaluate, explain, study, train
 from fastxai.cli._common import Stopped, UsageError
 
 __all__ = ["main"]
 
-COMMANDS = {"demo": demo, "explain": explain, "attack": attack, "evaluate": evaluate, "study": study}
+COMMANDS = {"demo": demo, "explain": explain, "attack": attack, "evaluate": evaluate, "study": study, "train": train}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,6 +35,7 @@ __all__ = [
     "check_outputs",
     "device",
     "images",
+    "imported",
     "machine",
     "maps",
     "network",
@@ -210,20 +211,21 @@ def _importable_here() -> Iterator[None]:
         sys.path.remove(os.getcwd())
 
 
-def _imported(spec: str) -> _Recipe:
+def imported(spec: str, name: str = "--model") -> nn.Module:
+    """Return what package.module:function makes; UsageError names the option."""
     place, _, function = spec.partition(":")
     with _importable_here():
         try:
             make = getattr(importlib.import_module(place), function)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"--model {spec} cannot be imported: {_first_line(error)}") from error
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UsageError(f"{name} {spec} cannot be imported: {_first_line(error)}") from error
         try:
             model = make()
         except TypeError as error:
-            raise UsageError(f"--model {spec} must be callable without arguments: {_first_line(error)}") from error
+            raise UsageError(f"{name} {spec} must be callable without arguments: {_first_line(error)}") from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"--model {spec} must return a torch.nn.Module, got {type(model).__name__}")
-    return _Recipe(model, None, None, 224, 256)
+        raise UsageError(f"{name} {spec} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
 
 
 def _load(model: nn.Module, weights: Path) -> None:
@@ -267,7 +269,7 @@ def network(options: argparse.Namespace) -> Network:
     elif kind == "torchvision":
         recipe = _torchvision(rest, options.weights, pretrained=options.pretrained)
     elif kind and rest:
-        recipe = _imported(options.model)
+        recipe = _Recipe(imported(options.model), None, None, 224, 256)
     else:
         raise UsageError(f"--model must be demo, torchvision:NAME or package.module:function, got {options.model}")
     if options.weights is not None:

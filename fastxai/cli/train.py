@@ -132,7 +132,7 @@ def _model(table: Mapping[str, Any], seed: int) -> nn.Module:
     torch.manual_seed(seed)
     name, activation, beta = table.get("network", "cnn"), table.get("activation", "relu"), table.get("beta", 1.0)
     if name != "cnn":
-        return _common.imported(name)
+        return _common.imported(name, "[model] network")
     if activation not in ("relu", "softplus"):
         raise ValueError(f"[model] activation must be relu or softplus, got {activation}")
     model = models.CNN(nn.ReLU if activation == "relu" else lambda: nn.Softplus(beta))

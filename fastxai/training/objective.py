@@ -94,7 +94,8 @@ class Objective(nn.Module):
         parts: the last batch's unweighted terms by name, detached.
 
     >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softplus(), torch.nn.Linear(3, 2)))
-    >>> objective = fastxai.training.Objective(net, [CrossEntropy(), 1e-3 * HessianNorm()])
+    >>> from fastxai.training import CrossEntropy, HessianNorm, Objective
+    >>> objective = Objective(net, [CrossEntropy(), 1e-3 * HessianNorm()])
     >>> objective(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])).backward()
     """
 

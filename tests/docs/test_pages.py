@@ -26,7 +26,9 @@ LINK = re.compile(r"\]\(([^)#\s]*)#?([^)\s]*)\)")
 FEW_STEPS = {
     "demo": ["--steps", "2"],
     "attack": ["--steps", "2"],
+    "evaluate": ["--images", "2", "--methods", "gradient"],
     "explain": [],
+    "train": ["--set", "fit.epochs=1", "--set", "fit.batch=4"],
     "study": ["--pairs", "2", "--steps", "2", "--only", "manipulation", "--methods", "gradient"],
 }
 
@@ -54,15 +56,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(pixels).save(tmp_path / name)
     for image, name in zip(*demo_photos(), strict=True):
         save_png(image, tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "data").mkdir()
+    for file in ("data_batch_1.bin", "test_batch.bin"):
+        # CIFAR-10's records: a label and 32x32 pixels, channel by channel.
+        records = np.random.default_rng(1).integers(0, 256, (8, 3073), np.uint8)
+        records[:, 0] %= 10
+        records.tofile(tmp_path / "data" / file)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def write_files(page: Path, folder: Path) -> None:
-    """Write the Python blocks that start with a file name as their comment."""
-    for body in blocks(page, "python"):
-        if re.match(r"# \w+\.py\n", body):
-            (folder / body.split()[1]).write_text(body)
+    """Write the blocks that start with a file name as their comment."""
+    for language, ending in (("python", "py"), ("toml", "toml")):
+        for body in blocks(page, language):
+            if re.match(rf"# \w+\.{ending}\n", body):
+                (folder / body.split()[1]).write_text(body)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
@@ -105,7 +114,9 @@ def test_commands_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_no_block_escapes_by_its_marking(page: Path) -> None:
     """A block of another marking would be checked by nothing."""
-    assert set(FENCED.findall(page.read_text())) <= {"python", "python not-run", "sh", "text"}
+    assert set(FENCED.findall(page.read_text())) <= {"python", "python not-run", "sh", "text", "toml"}
+    for body in blocks(page, "toml"):
+        assert tomllib.loads(body) and body.startswith("# "), "a command reads it by this name"
     for body in NOT_RUN.findall(page.read_text()):
         ast.parse(body)
 

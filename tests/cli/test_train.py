@@ -1,0 +1,148 @@
+"""The train command: from a TOML file to weights; stopped and resumed; wrong files refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastxai.cli import main, train
+from fastxai.data import Labelled, save_npz
+
+TOML = """
+[data]
+place = "npz:data.npz"
+mean = [0.5, 0.4, 0.5]
+std = [0.2, 0.2, 0.2]
+pad = 1
+flip = true
+
+[model]
+network = "tiny:build"
+
+[terms]
+cross_entropy = 1.0
+hessian_norm = { weight = 1e-4, probes = 2 }
+
+[fit]
+epochs = 2
+batch = 8
+lr = 0.05
+weight_decay = 1e-4
+seed = 3
+"""
+NETWORK = """
+import torch
+
+def build():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Softplus(10.0), torch.nn.AvgPool2d(4), torch.nn.Flatten(),
+        torch.nn.Linear(16, 3),
+    )
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0)
+    parts = []
+    for n in (24, 12):
+        labels = torch.from_numpy(noise.integers(0, 3, n))
+        images = torch.from_numpy(noise.integers(0, 60, (n, 3, 8, 8)).astype(np.uint8))
+        images[torch.arange(n), labels] += 120
+        parts.append(Labelled(images, labels, ("a", "b", "c")))
+    save_npz("data.npz", *parts)
+    Path("run.toml").write_text(TOML)
+    Path("tiny.py").write_text(NETWORK)
+    return tmp_path
+
+
+def words(out: str, *more: str) -> list[str]:
+    return ["train", "--config", "run.toml", "--out", out, *more]
+
+
+def test_trains_and_writes_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("out", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["epoch"] for row in result["rows"]] == [1, 2]
+    assert result["rows"][1]["accuracy"] >= 0.5 and result["rows"][1]["hessian_norm"] > 0
+    assert set(load_file("out/model.safetensors")) == {"0.weight", "0.bias", "4.weight", "4.bias"}
+    with Path("out/log.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2
+    assert main(words("out")) == 0
+    printed = capsys.readouterr().out
+    assert "out/model.safetensors: accuracy" in printed and "after 2 epochs" in printed
+
+
+def test_stopped_and_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("whole")) == 0
+    calls: list[int] = []
+    real = train.accuracy
+
+    def interrupted(*arguments: object) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train, "accuracy", interrupted)
+    assert main(words("parts")) == 130
+    assert "the same command goes on from parts" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert not Path("parts/model.safetensors").exists()
+    assert main(words("parts")) == 0
+    whole, parts = (load_file(f"{name}/model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_settings_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("out", "--json", "--set", "fit.epochs=1", "--set", "terms.hessian_norm=0")) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(rows) == 1 and "hessian_norm" not in rows[0]
+
+
+def test_builtin_network_and_initialisation() -> None:
+    softplus = train._model({"activation": "softplus", "beta": 10}, 3)
+    assert isinstance(softplus.act1, torch.nn.Softplus) and softplus.act1.beta == 10
+    assert float(softplus.conv1.bias.detach().abs().max()) == 0  # type: ignore[union-attr, operator]
+    same = train._model({"activation": "relu"}, 3)
+    assert torch.equal(same.conv1.weight, softplus.conv1.weight)  # type: ignore[union-attr, arg-type]
+    assert not torch.equal(train._model({"initialise": "pytorch"}, 3).conv1.bias, same.conv1.bias)  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("lr = 0.05", "learning_rate = 1"), r"[fit] must be one of"),
+        (("epochs = 2", "epochs = 0"), "epochs must be at least 1, got 0"),
+        (("[terms]", "[losses]"), "[losses] must be one of [data] [model] [terms] [fit]"),
+        (("pad = 1", "padding = 1"), "[data] padding must be one of place mean std pad flip samples"),
+        (('place = "npz:data.npz"', 'place = "npz:none.npz"'), "none.npz"),
+        (('place = "npz:data.npz"\n', ""), "[data] place must say where the images are"),
+        (('"tiny:build"', '"tiny:absent"'), "[model] network tiny:absent cannot be imported"),
+        (("probes = 2", "probes = 0"), "probes must be a positive int"),
+        (("probes = 2", "draws = 2"), "draws"),
+        (("batch = 8", "batch = 800"), "data must hold a batch of 800"),
+        (("[fit]", "[fit"), "--config run.toml"),
+    ],
+)
+def test_wrong_files(folder: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str) -> None:
+    assert change[0] in TOML
+    Path("run.toml").write_text(TOML.replace(*change))
+    assert main(words("out")) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out/model.safetensors").exists()
+
+
+def test_missing_file_and_threads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", "absent.toml", "--out", "out"]) == 2
+    assert "absent.toml" in capsys.readouterr().err
+    assert main(words("out", "--threads", "0")) == 2
+    assert "--threads must be at least 1, got 0" in capsys.readouterr().err
