@@ -186,29 +186,28 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     print(machine())
-    times, peaks, steps_taken = [], [], []
     for entry in ["cnn:2:3"] if args.small else args.cases:
         name, batch, steps = entry.split(":")
         case = name, int(batch), int(steps)
         repeats = 2 if args.small else args.repeats
         label, least = [f"{name} x{batch}", steps], None if name == "vgg16" else floor_seconds(*case)
+        times = []
         for what, make, bound in (("map", map_calls, least), ("d|map|^2", slope_calls, None)):
             calls, truth = make(*case)
             times += rows([*label, what], calls, truth(), repeats, bound)
         times += [[*label, "map", "floor", f"{least * 1e3:.1f}", "", "", ""]] if least else []
-        peaks += [] if args.small else memory(*case)
-    print(table(["case", "steps", "what", "how", "ms", "x fastxai", "x floor", "error"], times))
-    if peaks:
-        print(table(["case", "steps", "what", "how", "peak MiB"], peaks))
+        print(table(["case", "steps", "what", "how", "ms", "x fastxai", "x floor", "error"], times))
+        if not args.small:
+            print(table(["case", "steps", "what", "how", "peak MiB"], memory(*case)), flush=True)
     # An input that "auto" gives up on says so; the table shows it.
     warnings.simplefilter("ignore", UserWarning)
     x = torch.rand(2, 3, 32, 32) if args.small else cifar10(SHARED / "data" / "cifar10")[0][: args.images].float() / 255
+    print(f"steps until the gap stays below {GAP:.0e} |f(x) - f(xbar)|, and the time of the median")
     for name in ["demo"] if args.small else ["demo", "resnet20"]:
         for activation in ("softplus", None):
-            steps_taken += accuracy(name, activation, x, GRID[:4] if args.small else GRID)
+            steps_taken = accuracy(name, activation, x, GRID[:4] if args.small else GRID)
             steps_taken += automatic(name, activation, x, 20 if args.small else 500)
-    print(f"steps until the gap stays below {GAP:.0e} |f(x) - f(xbar)|, and the time of the median")
-    print(table(["net", "activation", "rule", "median", "90 %", "ms"], steps_taken))
+            print(table(["net", "activation", "rule", "median", "90 %", "ms"], steps_taken), flush=True)
 
 
 if __name__ == "__main__":
