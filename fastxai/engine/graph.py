@@ -139,6 +139,7 @@ class Graph:
         self.activations: tuple[Activation, ...] = ()
         for index, node in enumerate(self.nodes):
             node.index, node.slot = index, len(self.params) if node.params else -1
+            node.fed = any(parent.params or parent.fed for parent in node.inputs)
             self.params += node.params
             if hasattr(node, "activation"):
                 node.activation_slot = len(self.activations)  # type: ignore[attr-defined]

@@ -43,6 +43,7 @@ class Sweep:
         activations: per activation slot, the function to use.
         extend: this is an extension of a kept start.
         keep: remember what an extension will need.
+        to_input: an extension's cotangents of the network's input are wanted, not only those of parameters.
         grads: per parameter, the gradient so far or None; None altogether when no parameter wants one.
         memory: per node, what it remembers at this call site.
     """
@@ -54,6 +55,7 @@ class Sweep:
     memory: list[Any]
     extend: bool = False
     keep: bool = False
+    to_input: bool = True
     grads: list[Tensor | None] | None = None
     wanted: frozenset[int] = field(default=frozenset())
 
@@ -86,6 +88,7 @@ class Node(ABC):
         index, slot: its place in the graph, and of its first parameter (set when the graph is finished).
         owns_input, owns_cotangent: nobody else reads that memory, so a kernel may write over it.
         signed: an input may be negative, as far as is known (set where rules are assigned).
+        fed: a node with parameters lies before it (set when the graph is finished).
         own_params: how many of ``params`` are the operation's own (a rule may add others behind them).
         keeps_sign: inputs >= 0 give an output >= 0.
         makes_memory, passes_memory: the output is new memory; the output is a view of the input.
@@ -103,7 +106,7 @@ class Node(ABC):
         self.path = ""
         self.index = self.slot = -1
         self.owns_input = self.owns_cotangent = False
-        self.signed, self.own_params = True, 0
+        self.signed, self.own_params, self.fed = True, 0, True
 
     @property
     def dim(self) -> int:
@@ -182,7 +185,9 @@ class Linear(Node):
         """Transpose all cotangents in one call; collect the weight gradient in an extension."""
         if self.slot in s.wanted:
             self._remember_or_collect(s, nu)
-        return [None] * len(self.inputs) if nu is None else self.transpose(self.weight(s), nu)
+        if nu is None or (s.extend and not (s.to_input or self.fed)):
+            return [None] * len(self.inputs)
+        return self.transpose(self.weight(s), nu)
 
     def _remember_or_collect(self, s: Sweep, nu: Tensor | None) -> None:
         if not s.extend:

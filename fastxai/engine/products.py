@@ -42,6 +42,7 @@ class Products:
         target: explained classes [N], or None for the highest scores.
         acts: the activations of the view.
         wanted: parameters whose gradients may be asked for, by number; None keeps nothing for a backward pass.
+        to_input: gradients of inputs or directions may be asked for too.
     """
 
     run: Runtime
@@ -49,6 +50,7 @@ class Products:
     target: Tensor | None
     acts: Activations
     wanted: frozenset[int] | None = None
+    to_input: bool = True
     parts: list[_Part] = field(default_factory=list)
 
     @property
@@ -68,12 +70,13 @@ class Products:
     def start(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (H v, nabla f, g(x))."""
         prepared, directions = self.weights.prepared(x), v.shape[0]
-        keep, wanted = self.wanted is not None, self.wanted or frozenset()
+        keep = self.wanted is not None
+        kept = {"keep": keep, "wanted": self.wanted or frozenset(), "to_input": self.to_input}
         hv = torch.empty_like(v, memory_format=torch.contiguous_format)
         gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
         scores = x.new_empty(x.shape[0], *self.run.graph.nodes[-1].shape)
         for rows in self.run.chunks(x, (1 + directions) * (1 + keep)):
-            s = self.run.sweep(rows.stop - rows.start, directions, prepared, self.acts, keep=keep, wanted=wanted)
+            s = self.run.sweep(rows.stop - rows.start, directions, prepared, self.acts, **kept)
             both = self.run.graph.up(s, dense(torch.cat([x[rows][None], v[:, rows]]).flatten(0, 1)))
             z, z_v = s.split(both)
             target = z.argmax(1) if self.target is None else self.target[rows]
@@ -132,6 +135,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Products, x: Tensor, v: Tensor, *weights: Tensor) -> Any:
         run.wanted = frozenset(i for i, weight in enumerate(weights) if weight.requires_grad)
+        run.to_input = any(ctx.needs_input_grad[1:3])
         result = run.start(x, v)
         ctx.run, ctx.parts = run, run.parts
         ctx.generation, ctx.marks = run.weights.generation, run.weights.marks()

@@ -124,7 +124,7 @@ class Runtime:
 
     @numeric
     def start(
-        self, x: Tensor, target: Tensor | None, acts: Activations, wanted: frozenset[int]
+        self, x: Tensor, target: Tensor | None, acts: Activations, wanted: frozenset[int], to_input: bool
     ) -> tuple[Tensor, Tensor, list[tuple[slice, Sweep]]]:
         """Return (nabla g_k(x), g(x)) and, chunk by chunk, the sweeps that an extension goes on from."""
         prepared = self.weights.prepared(x)
@@ -132,7 +132,7 @@ class Runtime:
         scores = x.new_empty(x.shape[0], *self.graph.nodes[-1].shape)
         parts = []
         for rows in self.chunks(x, 2):
-            s = self.sweep(rows.stop - rows.start, 0, prepared, acts, keep=True, wanted=wanted)
+            s = self.sweep(rows.stop - rows.start, 0, prepared, acts, keep=True, wanted=wanted, to_input=to_input)
             self._start(s, dense(x[rows]), target, rows, out, scores)
             parts.append((rows, s))
         return out, scores, parts
@@ -160,7 +160,7 @@ class _Gradient(torch.autograd.Function):
     def forward(ctx: Any, run: Runtime, target: Tensor | None, acts: Activations, *tensors: Tensor) -> Any:
         x, *weights = tensors
         wanted = frozenset(i for i, weight in enumerate(weights) if weight.requires_grad)
-        out, scores, ctx.parts = run.start(x, target, acts, wanted)
+        out, scores, ctx.parts = run.start(x, target, acts, wanted, ctx.needs_input_grad[3])
         ctx.run, ctx.generation, ctx.marks = run, run.weights.generation, run.weights.marks()
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
