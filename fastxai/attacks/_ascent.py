@@ -26,14 +26,14 @@ _REACH = 1.2
 
 @dataclass(frozen=True)
 class Point:
-    """An objective at images, one row for each restart and sample, restart by restart.
+    """An objective at M images.
 
     Attributes:
-        terms: its summands by name, unweighted, [R N] each.
-        value: what is ascended, [R N].
-        scores: of the model as given, [R N, K].
-        held: rows that may be returned and go on, [R N] bool; None is all.
-        maps: the maps [R N, ...], where the objective has some.
+        terms: its summands by name, unweighted, [M] each.
+        value: what is ascended, [M].
+        scores: of the model as given, [M, K].
+        held: rows that may be returned and go on, [M] bool; None is all.
+        maps: the maps [M, ...], where the objective has some.
         gradient: of the value, of the images' shape; None where it was not asked for.
     """
 
@@ -49,8 +49,8 @@ class Objective(ABC):
     """What is ascended."""
 
     @abstractmethod
-    def __call__(self, images: Tensor, *, gradient: bool) -> Point:
-        """Return the objective at images [R N, ...], row r N + n being sample n; all of it detached."""
+    def __call__(self, images: Tensor, sample: Tensor, *, gradient: bool) -> Point:
+        """Return the objective at images [M, ...] of these samples, LongTensor [M]; all of it detached."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ class Best:
         """Return all rows ``count`` times."""
         return replace(self, parts=tuple(part.repeat(count, *[1] * (part.dim() - 1)) for part in self.parts))
 
-    def against(self, images: Tensor, point: Point, step: int) -> Best:
-        """Take the rows whose value is higher."""
-        better = point.value > self.parts[1]
+    def against(self, rows: Tensor, images: Tensor, point: Point, step: int) -> Best:
+        """Take what is better of some rows, LongTensor [M]."""
+        better = point.value > self.parts[1][rows]
         if point.held is not None:
             better &= point.held
         pairs = zip(self.parts, Best.of(images, point, step).parts, strict=True)
-        return replace(self, parts=tuple(torch.where(_by_row(better, new), new, old) for old, new in pairs))
+        taken = ((old, torch.where(_by_row(better, new), new, old[rows])) for old, new in pairs)
+        return replace(self, parts=tuple(old.index_copy(0, rows, new) for old, new in taken))
 
     def rows(self, which: Tensor) -> Best:
         """Return these rows, LongTensor."""
@@ -182,7 +183,7 @@ class Ascent(ABC):
         return torch.cat([x, others]) if first else others
 
     def ascend(
-        self, objective: Objective, x: Tensor, original: Point, starts: Tensor, box: Box, *, freeze: bool = False
+        self, objective: Objective, x: Tensor, original: Point, starts: Tensor, box: Box, stop: str | None = None
     ) -> Found:
         """Return the best iterate of every sample: the highest value among rows that held; x itself where none beat it.
 
@@ -192,29 +193,40 @@ class Ascent(ABC):
             original: the objective there.
             starts: [R N, C, ...].
             box: the lowest and the highest valid value, [C] each.
-            freeze: rows that do not hold stay where they are.
+            stop: what becomes of rows that do not hold: they go on (None), "freeze" or "drop". Dropping spares their
+                passes but waits for the device, and what belongs to a row must come and go with it.
         """
-        count = self.restarts
-        origin = x.repeat(count, *[1] * (x.dim() - 1))
+        n, images = len(x), starts
+        rows = torch.arange(len(starts), device=x.device)
+        origin = x.repeat(self.restarts, *[1] * (x.dim() - 1))
         step = attack_step.sign_project_clip if self.norm == "linf" else attack_step.l2_project_clip
-        best, images, history = Best.of(x, original, 0).repeat(count), starts, []
-        frozen = torch.zeros(len(starts), dtype=torch.bool, device=x.device) if freeze else None
+        best = Best.of(x, original, 0).repeat(self.restarts)
+        history = x.new_full((self.steps + 1, len(original.terms), len(starts)), torch.nan)
+        frozen = torch.zeros_like(rows, dtype=torch.bool) if stop == "freeze" else None
         for t in range(self.steps + 1):
-            point = objective(images, gradient=t < self.steps)
-            best = best.against(images, point, t)
+            point = objective(images, rows % max(1, n), gradient=t < self.steps)
+            best = best.against(rows, images, point, t)
             terms = torch.stack(tuple(point.terms.values()))
-            history.append(terms if frozen is None else terms.masked_fill(frozen, torch.nan))
-            if frozen is not None and point.held is not None:
+            history[t][:, rows] = terms if frozen is None else terms.masked_fill(frozen, torch.nan)
+            gradient = point.gradient
+            if gradient is None:
+                break
+            if t == 0 and n and not gradient.any():
+                warnings.warn(
+                    "the objective has no gradient where the attack starts, so it will not move; what helps is "
+                    "beta= on a piecewise linear network, and random_start=True where maps are equal at the start.",
+                    stacklevel=4,
+                )
+            if stop == "drop" and point.held is not None:
+                left = point.held.nonzero()[:, 0]
+                if not len(left):
+                    break
+                if len(left) < len(rows):
+                    rows, images, origin, gradient = rows[left], images[left], origin[left], gradient[left]
+            elif frozen is not None and point.held is not None:
                 frozen = frozen | ~point.held
-            if point.gradient is not None:
-                if t == 0 and len(x) and not point.gradient.any():
-                    warnings.warn(
-                        "the objective has no gradient where the attack starts, so it will not move; what helps is "
-                        "beta= on a piecewise linear network, and random_start=True where maps are equal at the start.",
-                        stacklevel=4,
-                    )
-                images = step(images, point.gradient, origin, self.step_size, self.eps, box, frozen)
-        return self._found(best, torch.stack(history), len(x))
+            images = step(images, gradient, origin, self.step_size, self.eps, box, frozen)
+        return self._found(best, history, n)
 
     def _found(self, best: Best, history: Tensor, n: int) -> Found:
         """Choose among the restarts; history [steps + 1, terms, R N]."""

@@ -16,7 +16,7 @@ from fastxai.attacks._ball import box_of, numbers_of
 from fastxai.attacks._result import MapAscentResult, OutputChange
 from fastxai.attacks.dissimilarities import DISSIMILARITIES, Dissimilarity
 from fastxai.engine import Net
-from fastxai.explainers import Explainer, reduce_map
+from fastxai.explainers import BetaSmoothing, Explainer, IntegratedGradients, SmoothGrad, reduce_map
 
 __all__ = ["MapAscent"]
 
@@ -74,6 +74,17 @@ class MapAscent(Ascent):
             return partial(dissimilarities.top_k, k=self.k)
         return DISSIMILARITIES[self.dissimilarity]
 
+    def distance(self, h: Tensor, goal: Tensor, *, given: bool) -> Tensor:
+        """Return d_s [N] with a graph, of maps h [N, C, ...] as the explainer gives them.
+
+        Args:
+            h: S(x_adv).
+            goal: S_T: a map such as h, or a target map as for ``IFIA.perturb``, which counts as constant.
+            given: whether it is a target map.
+        """
+        reduce = self._reduce(goal if given else None, h)
+        return self.difference()(_shown(h, reduce), _target(goal, h, reduce) if given else _shown(goal, reduce))
+
     def run(
         self,
         x: Tensor,
@@ -95,10 +106,12 @@ class MapAscent(Ascent):
         goal = _shown(h, reduce) if target_map is None else _target(target_map, h, reduce)
         objective = _Objective(self, view, labels, scores.argmax(1), goal, reduce, weight)
         with torch.no_grad():
-            original = objective.point(h, scores, objective.losses(scores))
+            every = torch.arange(len(x), device=x.device)
+            original = objective.point(h, scores, objective.losses(scores, every), every)
         moved = self._moved(flat=weight is None and target_map is None)
         starts = self.starts(x, box, index, moved=moved)
-        found = self.ascend(objective, x, original, starts, box, freeze=freeze)
+        stop = None if not freeze else "drop" if _rows_alike(self.explainer) else "freeze"
+        found = self.ascend(objective, x, original, starts, box, stop)
         assert found.maps is not None
         maps = _shown(h, "abs_sum")
         return MapAscentResult(
@@ -133,6 +146,14 @@ class MapAscent(Ascent):
         return "abs_sum" if bare or self.dissimilarity in _OF_PIXELS else None
 
 
+def _rows_alike(explainer: Explainer) -> bool:
+    """Return whether rows may come and go: no baseline belongs to one."""
+    while isinstance(explainer, (SmoothGrad, BetaSmoothing)):
+        explainer = explainer.explainer
+    baselines = explainer.baselines if isinstance(explainer, IntegratedGradients) else None
+    return not callable(baselines) and not (isinstance(baselines, Tensor) and len(baselines) > 1)
+
+
 def _shown(h: Tensor, reduce: str | None) -> Tensor:
     """Return the map [N, C, ...] as it is compared; one without other axes than C has a value a pixel already."""
     if reduce is None:
@@ -164,21 +185,20 @@ class _Objective(Objective):
     reduce: str | None
     weight: float | None
 
-    def __call__(self, images: Tensor, *, gradient: bool) -> Point:
+    def __call__(self, images: Tensor, sample: Tensor, *, gradient: bool) -> Point:
         """Return the objective; the loss is the model's as given, whatever view gives the maps."""
-        view = self.view
+        view, labels, slope = self.view, self.labels[sample], None
         x = images.detach().requires_grad_(gradient)
-        slope = None
         with torch.set_grad_enabled(gradient):
-            h, scores = self.attack.explainer.map_and_scores(x, self._rows(self.labels, x), net=view, parameters=False)
+            h, scores = self.attack.explainer.map_and_scores(x, labels, net=view, parameters=False)
             losses = None
             if view.activation is None:
-                losses = self.losses(scores)
+                losses = self.losses(scores, sample)
             elif self.weight is None:
                 scores = view.base(images)
             else:
-                losses, scores, slope = loss_at(view.base, images, self._rows(self.labels, x), gradient=gradient)
-            point = self.point(h, scores, losses)
+                losses, scores, slope = loss_at(view.base, images, labels, gradient=gradient)
+            point = self.point(h, scores, losses, sample)
             if not gradient:
                 return point
             value, name = point.value.sum(), "dissimilarity"
@@ -186,26 +206,21 @@ class _Objective(Objective):
             (total,) = torch.autograd.grad(value, x)
         return _detached(point, total if slope is None else total + slope)
 
-    def point(self, h: Tensor, scores: Tensor, losses: Tensor | None) -> Point:
-        """Measure maps [R N, C, ...], scores [R N, K] and, where they count, losses [R N]."""
+    def point(self, h: Tensor, scores: Tensor, losses: Tensor | None, sample: Tensor) -> Point:
+        """Measure maps [M, C, ...], scores [M, K] and, where they count, losses [M]."""
         name = "dissimilarity(S, S_T)"
-        d = self.attack.difference()(_shown(h, self.reduce), self._rows(self.goal, h))
+        d = self.attack.difference()(_shown(h, self.reduce), self.goal[sample])
         _check.shape(_check.tensor(d, name), name, (len(h),))
         if self.weight is None:
-            return Point({"dissimilarity": d}, d, scores, scores.argmax(1) == self._rows(self.classes, h), h)
+            return Point({"dissimilarity": d}, d, scores, scores.argmax(1) == self.classes[sample], h)
         assert losses is not None
         return Point({"loss": losses, "dissimilarity": d}, losses + self.weight * d, scores, None, h)
 
-    def losses(self, scores: Tensor) -> Tensor | None:
-        """Return the cross-entropy of the labels, [R N], where it counts."""
+    def losses(self, scores: Tensor, sample: Tensor) -> Tensor | None:
+        """Return the cross-entropy of the labels, [M], where it counts."""
         if self.weight is None:
             return None
-        return functional.cross_entropy(scores, self._rows(self.labels, scores), reduction="none")
-
-    @staticmethod
-    def _rows(values: Tensor, like: Tensor) -> Tensor:
-        """Repeat values [N, ...] restart by restart."""
-        return values.repeat(len(like) // max(1, len(values)), *[1] * (values.dim() - 1))
+        return functional.cross_entropy(scores, self.labels[sample], reduction="none")
 
 
 def _detached(point: Point, gradient: Tensor) -> Point:

@@ -58,7 +58,8 @@ class IFIA(MapAscent):
             target map without channels, None for the rest.
         beta: sharpness of the surrogate; None: the net as it is. Not used where the explainer's net is a smoothed or
             surrogate view already.
-        freeze: a sample whose class changed stays where it is, as printed; False lets it go on, and come back.
+        freeze: a sample whose class changed stops there, as printed; False lets it go on, and come back. What stops
+            leaves the batch and costs no more (unless a baseline belongs to its row).
         random_start: False starts at x, and further restarts at uniform points of the ball; True takes uniform points
             throughout; "signs" the points x +- eps; None is False where that has a gradient: "top_k", or a target map.
         restarts: how often each sample is attacked, all at once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastxai import _check
@@ -97,7 +98,8 @@ class PGD(Ascent):
         scores = net(x)
         objective = _Loss(net, labels_of(y, scores))
         starts = self.starts(x, box, index, moved=bool(self.random_start))
-        found = self.ascend(objective, x, objective(x, gradient=False), starts, box)
+        original = objective(x, torch.arange(len(x), device=x.device), gradient=False)
+        found = self.ascend(objective, x, original, starts, box)
         return AscentResult(
             images=found.images,
             class_kept=found.scores.argmax(1) == scores.argmax(1),
@@ -116,8 +118,7 @@ class _Loss(Objective):
     net: Net
     labels: Tensor
 
-    def __call__(self, images: Tensor, *, gradient: bool) -> Point:
-        """Return the loss at images [R N, ...]."""
-        rows = self.labels.repeat(len(images) // max(1, len(self.labels)))
-        loss, scores, slope = loss_at(self.net, images, rows, gradient=gradient)
+    def __call__(self, images: Tensor, sample: Tensor, *, gradient: bool) -> Point:
+        """Return the loss at images [M, ...]."""
+        loss, scores, slope = loss_at(self.net, images, self.labels[sample], gradient=gradient)
         return Point({"loss": loss}, loss, scores, gradient=slope)

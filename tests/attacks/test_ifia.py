@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fastxai
 from fastxai import IFIA, AdversarialIFIA
-from fastxai.attacks import Ball, dissimilarities
+from fastxai.attacks import Ball, _map_ascent, dissimilarities
 from fastxai.explainers import (
     LRP,
     BetaSmoothing,
@@ -88,7 +88,9 @@ def length(x: Tensor, norm: str) -> Tensor:
 @pytest.mark.parametrize(
     ("kind", "d"), [("gradient", "pcl"), ("gradient", "top_k"), ("gradient", "mass_centre"), ("ig", "l1")]
 )
-def test_algorithm_1_step_by_step(plain, norm, kind, d):
+def test_algorithm_1_step_by_step(plain, monkeypatch, norm, kind, d):
+    # Frozen rows stay in the batch, so that every iterate is recorded.
+    monkeypatch.setattr(_map_ascent, "_rows_alike", lambda explainer: False)
     x = images()
     one = attack(kind, dissimilarity=d, norm=norm, eps=0.2 if norm == "linf" else 2.0, restarts=2, random_start=True)
     result = one.perturb(x)
@@ -174,7 +176,7 @@ def adversarial(**changes: Any) -> AdversarialIFIA:
 def test_every_iterate_lies_in_the_ball_and_the_bounds(norm, d, eps, step, start, seed, scale):
     x = (images(3) * scale).clamp(LOW, HIGH)
     settings_ = {"norm": norm, "dissimilarity": d, "eps": eps, "rel_stepsize": step, "random_start": start}
-    one = attack(steps=3, restarts=2, seed=seed, **settings_)
+    one = attack(steps=3, restarts=2, seed=seed, freeze=False, **settings_)
     result = one.perturb(x)
     for iterates in (*one.explainer.images[1:], result.images.repeat(2, 1, 1, 1)):
         assert bool((length(iterates - x.repeat(2, 1, 1, 1), norm) <= eps * (1 + 1e-12)).all())
@@ -184,7 +186,33 @@ def test_every_iterate_lies_in_the_ball_and_the_bounds(norm, d, eps, step, start
     assert bool((result.dissimilarity >= -1e-15).all())
 
 
-def test_a_sample_whose_class_changed_is_never_returned():
+@pytest.mark.parametrize("changes", [{}, {"norm": "l2", "eps": 2.0, "restarts": 3}, {"steps": 0, "eps": 1.0}])
+def test_what_stops_leaves_the_batch_and_nothing_else_changes(monkeypatch, changes):
+    x = images(8)
+    dropped = attack(dissimilarity="top_k", random_start=True, **changes)
+    result = dropped.perturb(x)
+    monkeypatch.setattr(_map_ascent, "_rows_alike", lambda explainer: False)
+    frozen = attack(dissimilarity="top_k", random_start=True, **changes)
+    want = frozen.perturb(x)
+    torch.testing.assert_close(result.images, want.images, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.history["dissimilarity"], want.history["dissimilarity"], equal_nan=True)
+    assert torch.equal(result.best_step, want.best_step) and torch.equal(result.best_restart, want.best_restart)
+    whole = [len(i) for i in frozen.explainer.images[1:]]
+    left = [len(i) for i in dropped.explainer.images[1:]]
+    assert whole == [8 * frozen.restarts] * (frozen.steps + 1)
+    assert left == sorted(left, reverse=True) and (frozen.steps == 0 or left[-1] < whole[-1])
+
+
+def test_an_attack_ends_when_every_sample_has_stopped():
+    x = images(8)
+    one = attack(dissimilarity="top_k", eps=4.0, alpha=4.0, steps=50)
+    result = one.perturb(x[3:4])
+    assert len(one.explainer.images) < 10 and bool(result.class_kept.all())
+    assert result.history["dissimilarity"].shape == (51, 1) and bool(result.history["dissimilarity"][-1].isnan().all())
+
+
+def test_a_sample_whose_class_changed_is_never_returned(monkeypatch):
+    monkeypatch.setattr(_map_ascent, "_rows_alike", lambda explainer: False)
     x = images(8)
     stops, goes_on = attack(dissimilarity="top_k"), attack(dissimilarity="top_k", freeze=False)
     result, free = stops.perturb(x), goes_on.perturb(x)
@@ -232,7 +260,8 @@ def test_the_label_is_explained_and_the_prediction_must_hold():
     assert torch.equal(attack().perturb(x).images, attack().perturb(x, classes).images)
 
 
-def test_target_maps_repel(plain):
+def test_target_maps_repel(plain, monkeypatch):
+    monkeypatch.setattr(_map_ascent, "_rows_alike", lambda explainer: False)
     x, goal = images(), torch.rand(5, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     one = attack(dissimilarity="pcl")
     result = one.perturb(x, target_map=goal)
@@ -342,13 +371,15 @@ def test_starts():
 
 def test_ig_norm_is_one_line():
     """[F] eq. 8: integrated gradients from x, in the 1-norm."""
-    x = images(3)
+    x = images(8)
     made = IntegratedGradients(cnn(), baselines=x, n_steps=4, method="midpoint")
-    result = IFIA(made, eps=0.1, bounds=CHANNELS, dissimilarity="l1").perturb(x)
+    result = IFIA(made, eps=0.3, bounds=CHANNELS, dissimilarity="l1").perturb(x)
+    # Some stopped: their baselines stayed with them.
+    assert 0 < int(result.history["dissimilarity"].isnan().any(0).sum()) < 8
     classes = cnn()(x).argmax(1)
     got = IntegratedGradients(cnn(), n_steps=4, method="midpoint").attribute(result.images, classes, baselines=x)
     torch.testing.assert_close(result.dissimilarity, got.abs().sum((1, 2, 3)).detach())
-    assert bool((result.dissimilarity > 0).all()) and not result.original_maps.any()
+    assert int((result.dissimilarity > 0).sum()) >= 6 and not result.original_maps.any()
 
 
 def test_layouts_dtypes_and_the_fallback_agree():
