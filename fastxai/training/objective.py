@@ -38,8 +38,13 @@ class Batch:
 
     def offer(self, scores: Tensor) -> None:
         """Let other terms use the scores of a pass in eval mode, where the model's own mode would give the same."""
-        if not any(module.training and isinstance(module, _MODAL) for module in self.net.model.modules()):
+        if self.alike:
             self._scores = scores
+
+    @property
+    def alike(self) -> bool:
+        """Whether the model's present mode computes what eval mode does."""
+        return not any(module.training and isinstance(module, _MODAL) for module in self.net.model.modules())
 
     @property
     def scores(self) -> Tensor:
@@ -71,7 +76,7 @@ class Term(ABC):
     @property
     def name(self) -> str:
         """The class's name in lower case, such as hessian_norm."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+        return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
     def prepare(self, batch: Batch) -> None:  # noqa: B027 (most terms have nothing to share)
         """Run what other terms may share; called for every term before the first is evaluated."""
