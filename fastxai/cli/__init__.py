@@ -1,4 +1,4 @@
-"""The command line: ``fastxai demo``, ``explain``, ``attack``, ``evaluate``, ``study`` and ``train``."""
+"""The command line: ``fastxai demo``, ``explain``, ``attack``, ``bounds``, ``evaluate``, ``study`` and ``train``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from fastxai.cli import attack, demo, evaluate, explain, study, train
+from fastxai.cli import attack, bounds, demo, evaluate, explain, study, train
 from fastxai.cli._common import Stopped, UsageError
 
 __all__ = ["main"]
 
-COMMANDS = {"demo": demo, "explain": explain, "attack": attack, "evaluate": evaluate, "study": study, "train": train}
+COMMANDS = {
+    "demo": demo,
+    "explain": explain,
+    "attack": attack,
+    "bounds": bounds,
+    "evaluate": evaluate,
+    "study": study,
+    "train": train,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

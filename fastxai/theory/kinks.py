@@ -110,13 +110,19 @@ def _crossings(a: Tensor, level: float, line: _Line) -> tuple[Tensor, Tensor]:
     return piece, low / (low - high)
 
 
-def _candidates(x: Tensor, window: Window) -> Tensor:
-    """Return what the windows of x [P, C, H, W] hold, [P, C, positions, windows]; padding far below everything."""
-    sizes = zip(window.output_size((x.shape[2], x.shape[3])), x.shape[2:], window.kernel, window.stride, strict=True)
-    needed = [(o - 1) * s + d * (k - 1) + 1 - n for (o, n, k, s), d in zip(sizes, window.dilation, strict=True)]
-    (top, left), (bottom, right) = window.padding, (n - p for n, p in zip(needed, window.padding, strict=True))
-    x = F.pad(x, (left, right, top, bottom), value=torch.finfo(x.dtype).min / 4)
-    return F.unfold(x, window.kernel, window.dilation, 0, window.stride).unflatten(1, (x.shape[1], -1))
+def _places(window: Window, size: Sequence[int]) -> Tensor:
+    """Return which pixels [positions, windows] of an image of H, W the windows hold, by number; H W for the padding."""
+    needed = [
+        (o - 1) * s + d * (k - 1) + 1 - n - p
+        for o, n, k, s, p, d in zip(
+            *(window.output_size((size[0], size[1])), size, window.kernel),
+            *(window.stride, window.padding, window.dilation),
+            strict=True,
+        )
+    ]
+    pixels = torch.arange(size[0] * size[1], dtype=torch.float64).view(1, 1, *size)
+    pixels = F.pad(pixels, (window.padding[1], needed[1], window.padding[0], needed[0]), value=pixels.numel())
+    return F.unfold(pixels, window.kernel, window.dilation, 0, window.stride)[0].long()
 
 
 def _changes(x: Tensor, winners: Tensor, window: Window, line: _Line) -> tuple[Tensor, Tensor]:
@@ -131,16 +137,22 @@ def _changes(x: Tensor, winners: Tensor, window: Window, line: _Line) -> tuple[T
         window: the pool's geometry.
         line: the points.
     """
-    values, chosen = _candidates(x, window), winners.flatten(2).long()
-    low, high = values[:-1], values[1:]
-    first, last = (t[:, None, None] for t in (line.t[:-1] == 0, line.t[1:] == 1))
-    start = torch.where(low == low.amax(2, keepdim=True), high - low, -torch.inf).argmax(2)
-    start = torch.where(first, chosen[:-1], start)
-    beaten = high.gather(2, start[:, :, None])[:, :, 0] < high.amax(2)
-    wanted = (beaten | (last & (chosen[1:] != start))) & line.joined[:, None, None]
+    places = _places(window, x.shape[2:]).to(x.device)
+    chosen, flat = winners.flatten(2).long(), x.flatten(2)
+    kept = places[chosen[:-1], torch.arange(places.shape[1], device=x.device)]
+    right = flat[1:].gather(2, places[chosen[1:], torch.arange(places.shape[1], device=x.device)])
+    last = (line.t[1:] == 1)[:, None, None] & (chosen[1:] != chosen[:-1])
+    # Lines that lead at both ends lead in between.
+    wanted = ((flat[1:].gather(2, kept) < right) | last) & line.joined[:, None, None]
     piece, channel, place = wanted.nonzero(as_tuple=True)
-    low, rise = (v[piece, channel, :, place].double() for v in (low, high - low))
-    now, each = start[piece, channel, place], torch.arange(len(piece), device=x.device)
+    pixels = places.T[place]
+    inside, pixels = pixels < flat.shape[2], pixels.clamp(max=flat.shape[2] - 1)
+    low, high = (flat[p[:, None], channel[:, None], pixels].double() for p in (piece, piece + 1))
+    # Padding lies far below everything and stays there.
+    low, rise = torch.where(inside, low, -1e300), torch.where(inside, high - low, 0)
+    begin, end = (chosen[p, channel, place] for p in (piece, piece + 1))
+    steepest = torch.where(low == low.amax(1, keepdim=True), rise, -torch.inf).argmax(1)
+    now, each = torch.where(line.t[piece] == 0, begin, steepest), torch.arange(len(piece), device=x.device)
     share, found = low.new_zeros(len(piece)), [(piece[:0], low.new_zeros(0))]
     while len(piece):
         faster = rise - rise[each, now][:, None]
@@ -153,7 +165,7 @@ def _changes(x: Tensor, winners: Tensor, window: Window, line: _Line) -> tuple[T
         found.append((piece[on], nearest[on]))
         best = torch.where(meet <= nearest[:, None], rise, -torch.inf).argmax(1)
         now, share = torch.where(on, best, now), torch.where(on, nearest, share)
-    end, top = chosen[1:][piece, channel, place], low + rise
+    top = low + rise
     tied = (line.t[piece + 1] == 1) & (end != now) & (top[each, end] == top[each, now])
     found.append((piece[tied], torch.ones_like(share[tied])))
     at, shares = zip(*found, strict=True)

@@ -12,7 +12,7 @@ from fastxai import _check
 from fastxai.engine import Net
 from fastxai.engine.explain import LayerSample
 from fastxai.engine.graph import Input
-from fastxai.engine.jets import Linear, Node, Sweep
+from fastxai.engine.jets import Curved, Linear, Node, Sweep
 from fastxai.engine.nodes.activation import Activate
 from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.nodes.linear import Dense
@@ -37,11 +37,13 @@ class Smoothness:
         curvature: S2, of every |s''|; infinite if an activation has a kink.
         jumps: whether a map jumps somewhere, which no Hessian sees: at kinks, or where a max-pool changes its winner.
             Then [R] eq. 4 and 5 do not hold.
+        piecewise_linear: whether kinks and pools are all that is not linear, as [R] theorem 2 has it.
     """
 
     slope: float
     curvature: float
     jumps: bool
+    piecewise_linear: bool
 
 
 def _suprema(act: Activation) -> tuple[float, float]:
@@ -83,7 +85,7 @@ def smoothness(net: Net, x: Tensor) -> Smoothness:
 
     >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)))
     >>> fastxai.theory.smoothness(net, torch.rand(1, 4))
-    Smoothness(slope=1.0, curvature=0.769800358919501, jumps=False)
+    Smoothness(slope=1.0, curvature=0.769800358919501, jumps=False, piecewise_linear=False)
     """
     x, _ = prepare(net, x, 0)
     site = closing_layers(net, x)[0][-1].site
@@ -96,7 +98,13 @@ def smoothness(net: Net, x: Tensor) -> Smoothness:
     used = {site.sweep.activations[node.activation_slot] for node in seen if isinstance(node, Activate)}
     slopes, curvatures = zip(*[_suprema(act) for act in used] or [(1.0, 0.0)], strict=True)
     kinks = any(act.name in RELU_LIKE or (act.name == "elu" and act.alpha != 1) for act in used)
-    return Smoothness(max(slopes), max(curvatures), kinks or any(isinstance(node, MaxPool) for node in seen))
+    linear = all(act.name in (*RELU_LIKE, "identity") for act in used)
+    return Smoothness(
+        max(slopes),
+        max(curvatures),
+        jumps=kinks or any(isinstance(node, MaxPool) for node in seen),
+        piecewise_linear=linear and not any(isinstance(node, Curved) for node in seen),
+    )
 
 
 def _joint_norm(node: Node, sweep: Sweep, like: Tensor) -> Tensor:

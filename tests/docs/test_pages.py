@@ -24,6 +24,7 @@ NOT_RUN = re.compile(r"^```python not-run\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```(.*?)\n.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]*)#?([^)\s]*)\)")
 FEW_STEPS = {
+    "bounds": ["--probes", "2", "--steps", "2"],
     "demo": ["--steps", "2"],
     "attack": ["--steps", "2"],
     "evaluate": ["--images", "2", "--methods", "gradient"],

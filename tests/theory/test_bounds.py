@@ -150,18 +150,28 @@ def test_slope_and_curvature_are_the_least_upper_bounds(activation: nn.Module) -
     assert found.jumps == (isinstance(activation, nn.ELU))
 
 
+class Square(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(108, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x * x)
+
+
 def test_smoothness_of_views() -> None:
     x = torch.zeros(1, 3, 6, 6, dtype=torch.float64)
     layers = [nn.Conv2d(3, 2, 3), nn.ReLU6(), nn.Conv2d(2, 2, 1), nn.LeakyReLU(-2.0), nn.Flatten(), nn.Linear(32, 2)]
     model = nn.Sequential(*layers).double()
     net = fastxai.compile(model)
-    assert theory.smoothness(net, x) == theory.Smoothness(2.0, math.inf, True)
-    assert theory.smoothness(net.with_activation("softplus", 8.0), x) == theory.Smoothness(2.0, 6.0, False)
+    assert theory.smoothness(net, x) == theory.Smoothness(2.0, math.inf, True, True)
+    assert theory.smoothness(net.with_activation("softplus", 8.0), x) == theory.Smoothness(2.0, 6.0, False, False)
     estimate = fastxai.compile(model, surrogate="curvature", beta=8.0)
-    assert theory.smoothness(estimate, x) == theory.Smoothness(2.0, 6.0, True)
-    assert theory.smoothness(fastxai.compile(model, surrogate="none"), x) == theory.Smoothness(2.0, 0.0, True)
+    assert theory.smoothness(estimate, x) == theory.Smoothness(2.0, 6.0, True, True)
+    assert theory.smoothness(fastxai.compile(model, surrogate="none"), x) == theory.Smoothness(2.0, 0.0, True, True)
+    assert not theory.smoothness(fastxai.compile(Square()), x.flatten(1)).piecewise_linear
     pooled = fastxai.compile(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 2)).double())
-    assert theory.smoothness(pooled, x[:0]) == theory.Smoothness(1.0, 0.0, True)
+    assert theory.smoothness(pooled, x[:0]) == theory.Smoothness(1.0, 0.0, True, True)
 
 
 GEOMETRY = [
