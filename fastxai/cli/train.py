@@ -1,11 +1,11 @@
-"""Train a network whose maps are hard to move: cross-entropy, Hessian penalty, softplus, weight decay."""
+"""Train a network whose maps are hard to move: Hessian penalty, softplus, weight decay, attributional training."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from torch import nn
 from fastxai import models
 from fastxai.cli import _common
 from fastxai.cli._common import Stopped, UsageError
+from fastxai.cli._terms import TERMS, terms
 from fastxai.data import labelled
 from fastxai.engine import compile as compile_net
 from fastxai.models import DEMO_MEAN, DEMO_STD
-from fastxai.training import CrossEntropy, Dataset, FitConfig, HessianNorm, Objective, Term, fit
+from fastxai.training import Dataset, FitConfig, Objective, fit
 
 __all__ = ["add_arguments", "run"]
 
-TERMS: dict[str, Callable[..., Term]] = {"cross_entropy": CrossEntropy, "hessian_norm": HessianNorm}
 TABLES = {
     "data": ("place", "mean", "std", "pad", "flip", "samples"),
     "model": ("network", "activation", "beta", "initialise"),
@@ -58,7 +58,8 @@ def run(options: argparse.Namespace) -> None:
         config = FitConfig.of(settings.get("fit", {}))
         train, test = (_dataset(settings.get("data", {}), part).to(where) for part in ("train", "test"))
         model = _model(settings.get("model", {}), config.seed).to(where)
-        objective = Objective(compile_net(model), _terms(settings.get("terms", {"cross_entropy": 1.0}), config.seed))
+        summands = terms(settings.get("terms", {"cross_entropy": 1.0}), config.seed, train)
+        objective = Objective(compile_net(model), summands)
         rows = fit(
             objective,
             train,
@@ -137,15 +138,3 @@ def _model(table: Mapping[str, Any], seed: int) -> nn.Module:
         raise ValueError(f"[model] activation must be relu or softplus, got {activation}")
     model = models.CNN(nn.ReLU if activation == "relu" else lambda: nn.Softplus(beta))
     return models.he(model) if table.get("initialise", "he") == "he" else model
-
-
-def _terms(table: Mapping[str, Any], seed: int) -> list[Term]:
-    terms = []
-    for name, given in table.items():
-        entries = dict(given) if isinstance(given, dict) else {"weight": given}
-        weight = entries.pop("weight", 1.0)
-        if name == "hessian_norm":
-            entries.setdefault("seed", seed)
-        if weight:
-            terms.append(weight * TERMS[name](**entries))
-    return terms

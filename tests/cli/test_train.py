@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from fastxai.cli import main, train
+from fastxai.cli._terms import terms
 from fastxai.data import Labelled, save_npz
+from fastxai.training import AAT, AdvAAT, Dataset
 
 TOML = """
 [data]
@@ -106,6 +108,34 @@ def test_settings_from_the_command_line(folder: Path, capsys: pytest.CaptureFixt
     assert main(words("out", "--json", "--set", "fit.epochs=1", "--set", "terms.hessian_norm=0")) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert len(rows) == 1 and "hessian_norm" not in rows[0]
+
+
+def test_attributional_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every objective of [F] trains beside the Hessian penalty."""
+    few = "eps = 0.3, steps = 2, restarts = 1, lambda = 0.5, n_steps = 2"
+    lines = {name: f"{name} = {{ {few} }}" for name in ("aat", "adv_aat", "ig_norm", "ig_sum_norm")}
+    lines["align"] = 'align = { eps = 0.3, steps = 2, outer = "none" }'
+    lines["pgd_adversarial"] = "pgd_adversarial = { eps = 0.3, steps = 2, ratio = 0.5, weight = 2.0 }"
+    for name, line in lines.items():
+        Path("run.toml").write_text(TOML.replace("cross_entropy = 1.0", line))
+        assert main(words(name, "--json", "--set", "fit.epochs=1")) == 0
+        (row,) = json.loads(capsys.readouterr().out)["rows"]
+        weight = 2 if name == "pgd_adversarial" else 1
+        assert row["loss"] == pytest.approx(weight * row[name] + 1e-4 * row["hessian_norm"])
+    Path("run.toml").write_text(TOML.replace("cross_entropy = 1.0", "aat = { eps = -1 }"))
+    assert main(words("wrong")) == 2
+    assert "eps must be finite and positive, got -1" in capsys.readouterr().err
+
+
+def test_terms_of_a_table() -> None:
+    """Attacks stay within [0, 1] as normalised; the run's seed is theirs."""
+    data = Dataset(torch.zeros(1, 2, 1, 1), torch.zeros(1).long(), (0.5, 0.4), (0.5, 0.2))
+    (term,) = terms({"aat": {"eps": 0.3, "lambda": 0.25}, "align": {"eps": 1, "weight": 0}}, 3, data)
+    assert isinstance(term, AAT) and term.lambda_ == 0.25 and term.attack.seed == 3
+    low, high = (torch.tensor(bound) for bound in term.attack.bounds)
+    torch.testing.assert_close(torch.stack([low, high]), torch.tensor([[-1.0, -2], [1, 3]]))
+    (term,) = terms({"adv_aat": {"eps": 0.3, "seed": 8}}, 3, Dataset(data.images, data.labels))
+    assert isinstance(term, AdvAAT) and term.attack.bounds == (0, 1) and term.attack.seed == 8
 
 
 def test_builtin_network_and_initialisation() -> None:
