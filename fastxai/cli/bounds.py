@@ -179,8 +179,9 @@ def _relu_rows(
 
     def count() -> tuple[Tensor, Tensor]:
         """Return the kinks, and the numbers that the bound is taken of."""
-        if not theory.smoothness(net, x).piecewise_linear:
-            raise ValueError("the network as given is not piecewise linear")
+        smooth = theory.smoothness(net, x)
+        if not smooth.piecewise_linear or smooth.slope > 1:
+            raise ValueError("the network as given is not piecewise linear, or an activation is steeper than ReLU")
         if options.exact_kinks:
             found = theory.segment_kinks(net, x, other)
             return found.units + found.winners, found.weighted

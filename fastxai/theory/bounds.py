@@ -97,6 +97,7 @@ def loose_softplus_bound(norms: Norms, beta: float) -> float:
 def relu_bound(norms: Norms, kinks: int) -> float:
     """Return sqrt(kinks) prod_l ||W_l||_F >= ||h(x) - h(x_adv)|| for a ReLU network ([R] eq. 27).
 
+    Leaky ReLU of a slope in 0 .. 1 and ReLU6 are covered too.
     It says little: without max-pools any two gradients are at most prod_l ||W_l||_F apart, as every path through the
     network is on, off or changed; in spectral norms, or with pools, at most twice that. So from four kinks on the bound
     holds even where more are missed.

@@ -46,6 +46,9 @@ def smooth():
 def curved():
     return chain(nn.GELU())
 
+def steep():
+    return chain(nn.LeakyReLU(-2.0))
+
 def residual():
     return Residual()
 
@@ -140,8 +143,13 @@ def test_what_does_not_apply_says_so(here: Path, capsys: pytest.CaptureFixture[s
     notes = [row["note"] for row in report["rows"]]
     assert notes[:2] == ["", ""] and notes[3:6] == [""] * 3
     assert notes[2] == "does not apply: an activation is steeper, or bends more, than softplus of beta 0.5"
-    assert notes[6] == "does not apply: the network as given is not piecewise linear"
+    reason = "the network as given is not piecewise linear, or an activation is steeper than ReLU"
+    assert notes[6:] == [f"does not apply: {reason}"] * 2
     assert all(0 < row["ratio"][0] < 1.0001 for row in report["rows"] if row["ratio"])
+
+    report = printed(few + "steep", capsys)
+    assert [row["note"] for row in report["rows"][6:]] == [f"does not apply: {reason}"] * 2
+    assert "steeper" in report["rows"][2]["note"] and all(row["ratio"][0] < 1 for row in report["rows"][:2])
 
     report = printed(few + "unknown", capsys)
     assert all(row["note"].startswith("does not apply: ") for row in (*report["rows"][:3], *report["rows"][6:]))
