@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
-import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from fastxai.engine import compile as compile_net
 from fastxai.explainers import Explainer, Patterns
 from fastxai.results import ResultStore, Row, digest
 
-__all__ = ["NAME", "Bench", "Job", "Part", "bench", "collected", "jobs", "parts", "run"]
+__all__ = ["NAME", "Bench", "Job", "Part", "bench", "collected", "jobs", "missing", "parts", "run"]
 
 NAME = "evaluate"
 
@@ -43,6 +41,7 @@ class Bench:
         made_with: what each was made with, its options and a digest of its patterns.
         told: what a row says of the run; equal for all rows of a folder.
         device: where it computes.
+        study: what its rows say they are of.
     """
 
     net: Net
@@ -54,6 +53,7 @@ class Bench:
     made_with: Mapping[str, Mapping[str, Any]]
     told: Mapping[str, Any]
     device: str
+    study: str = NAME
 
     def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Return some images in [0, 1], and the inputs that they are in the space."""
@@ -66,8 +66,7 @@ class Bench:
 
     def settings(self, part: Part) -> dict[str, Any]:
         """Return all settings behind a part, the explainer's included."""
-        method = part.which.get("method")
-        return {**part.which, **({} if method is None else {"explainer": self.made_with[method]})}
+        return part.settings(self.made_with)
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,24 @@ class Part:
     """One result that is wanted of every image, or of the network as a whole.
 
     Attributes:
-        experiment: "weights", "accuracy", "hessian" or "stability".
+        experiment: of its rows.
         which: what tells it from others of the experiment, by the name in the row's key.
+        run: "weights", "accuracy", "hessian" or "stability"; by default the experiment's name.
     """
 
     experiment: str
     which: Mapping[str, Any]
+    run: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What is measured."""
+        return self.run or self.experiment
+
+    def settings(self, made_with: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Return all settings behind it, those that its explainer was made with included."""
+        method = self.which.get("method")
+        return {**self.which, **({} if method is None else {"explainer": made_with[method]})}
 
     def has(self, row: Row) -> bool:
         """Return whether a row is of this part."""
@@ -107,7 +118,7 @@ def bench(options: argparse.Namespace) -> Bench:
     net = compile_net(network.net.model)
     told = {
         "model": options.model,
-        "weights": _study._weights(network.net.model),
+        "weights": _study.digits_of(network.net.model),
         "data": data.identity,
         "size": network.size,
         "space": space.described(),
@@ -174,31 +185,25 @@ def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> list[
     """Return what is missing, in order."""
     rows = [row for row in rows if row.study == NAME]
     count = options.images or len(made.data)
-    groups: dict[Any, list[Part]] = {}
-    for part in parts(options):
+    wanted = parts(options)
+    for part in wanted:
         mine = [row for row in rows if part.has(row)]
-        _agree(options, made, mine, part)
+        _study.agree(options, mine, run=made.told, settings=made.settings(part))
+    return missing(rows, wanted, count, options.batch)
+
+
+def missing(rows: Sequence[Row], wanted: Iterable[Part], count: int, batch: int) -> list[Job]:
+    """Return the jobs, in batches, of those of the first ``count`` images that the wanted parts have no rows of."""
+    groups: dict[Any, list[Part]] = {}
+    for part in wanted:
+        mine = [row for row in rows if part.has(row)]
         done = {number for row in mine for number in range(*row.key["images"])}
         left = [number for number in range(count) if number not in done]
         # The weights are one row, whatever the images.
-        chunks = evaluation.chunks(left, options.batch) if part.experiment != "weights" else [[]] * (not mine)
+        chunks = evaluation.chunks(left, batch) if part.kind != "weights" else [[]] * (not mine)
         for numbers in chunks:
             groups.setdefault((part.experiment, part.which.get("method"), *numbers), []).append(part)
     return [Job(together, group[2:]) for group, together in groups.items()]
-
-
-def _agree(options: argparse.Namespace, made: Bench, rows: Iterable[Row], part: Part) -> None:
-    """Raise UsageError unless the rows were made like those to come."""
-    for row in rows:
-        for what, mine in (("run", made.told), ("settings", made.settings(part))):
-            theirs = row.config.get(what, {})
-            differ = [name for name in {**theirs, **mine} if digest(theirs.get(name)) != digest(mine.get(name))]
-            if differ:
-                name = differ[0]
-                raise UsageError(
-                    f"--out {options.out}: {row.name}.json was made with {name} {theirs.get(name)}, this run has "
-                    f"{mine.get(name)}; choose another folder"
-                )
 
 
 def run(store: ResultStore, made: Bench, job: Job) -> int:
@@ -210,18 +215,14 @@ def run(store: ResultStore, made: Bench, job: Job) -> int:
         config = {"run": dict(made.told), "settings": made.settings(part)}
         images = [job.numbers[0], job.numbers[-1] + 1] if job.numbers else [0, 0]
         row = Row(
-            study=NAME,
+            study=made.study,
             experiment=part.experiment,
             key={"model": made.told["model"], **part.which, "images": images, "settings": digest(config)},
             config=config,
             values=found,
             seconds=seconds,
             machine=_common.machine(made.device),
-            version={
-                "fastxai": importlib.metadata.version("fastxai"),
-                "torch": str(torch.__version__),
-                "python": platform.python_version(),
-            },
+            version=_study.versions(),
         )
         store.write(row)
     return len(job.parts)
@@ -230,15 +231,15 @@ def run(store: ResultStore, made: Bench, job: Job) -> int:
 def _values(made: Bench, job: Job) -> list[dict[str, Any]]:
     """Return the values of a job's parts."""
     first = job.parts[0]
-    if first.experiment == "weights":
+    if first.kind == "weights":
         norms = evaluation.weight_norms(made.net.model)
         return [{"layers": list(norms), "norms": list(norms.values())}]
     rows = slice(job.numbers[0], job.numbers[-1] + 1)
     images, x = made.batch(rows)
     labels, index = made.data.labels[rows].to(x.device), torch.arange(rows.start, rows.stop, device=x.device)
-    if first.experiment == "accuracy":
+    if first.kind == "accuracy":
         return [{"correct": evaluation.correct(made.net, x, labels).tolist()}]
-    if first.experiment == "hessian":
+    if first.kind == "hessian":
         spaces = {made.space.name: (made.net, x), "image": (made.image_net, images)}
         settings: dict[str, Any] = {"probes": first.which["probes"], "seed": made.told["seed"], "index": index}
         return [{name: evaluation.hessian_norms(*inputs, **settings).tolist() for name, inputs in spaces.items()}]

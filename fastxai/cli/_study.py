@@ -24,7 +24,7 @@ from fastxai.explainers import Explainer, Patterns
 from fastxai.results import ResultStore, Row, digest
 from fastxai.studies import Experiment, Study
 
-__all__ = ["Bench", "Job", "bench", "jobs", "missing", "run"]
+__all__ = ["Bench", "Job", "agree", "bench", "digits_of", "jobs", "missing", "run", "versions"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,13 @@ class Job:
     settings: Mapping[str, Any] = field(repr=False)
     pairs: Sequence[int]
 
+    rows = 1
+
+    @property
+    def label(self) -> str:
+        """What a progress bar says of it."""
+        return f"{self.experiment.name} {self.method}"
+
     def key(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """Return what identifies the row."""
         config = {"run": told, "settings": self.settings}
@@ -123,7 +130,7 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
         methods=_methods(options, study, net, space),
         told={
             "model": options.model,
-            "weights": _weights(network.net.model),
+            "weights": digits_of(network.net.model),
             "images": images.identity,
             "size": network.size,
             "space": space.described(),
@@ -139,7 +146,7 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
     return _fitting(options, replace(made, overrides=overrides))
 
 
-def _weights(model: nn.Module) -> str:
+def digits_of(model: nn.Module) -> str:
     """Return digits that stand for the weights."""
     found = hashlib.sha256()
     for name, value in model.state_dict().items():
@@ -216,7 +223,7 @@ def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> tuple
             options_of_map = {k: v for k, v in made.study.methods[method].items() if k != "title"}
             settings = {**settings, "explainer": options_of_map}
             mine = [row for row in rows if row.experiment == experiment.name and row.key["method"] == method]
-            _agree(options, made, mine, settings)
+            agree(options, mine, run=made.told, settings=settings)
             there += len(mine)
             done = {number for row in mine for number in row.key["pairs"]}
             left = [number for number in range(count) if number not in done]
@@ -224,10 +231,10 @@ def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> tuple
     return wanted, there
 
 
-def _agree(options: argparse.Namespace, made: Bench, rows: Iterable[Row], settings: Mapping[str, Any]) -> None:
-    """Raise UsageError unless the rows were made like those to come."""
+def agree(options: argparse.Namespace, rows: Iterable[Row], **config: Mapping[str, Any]) -> None:
+    """Raise UsageError unless the rows were made like those to come, whose config has these entries."""
     for row in rows:
-        for what, mine in (("run", made.told), ("settings", settings)):
+        for what, mine in config.items():
             theirs = row.config.get(what, {})
             differ = [name for name in {**theirs, **mine} if digest(theirs.get(name)) != digest(mine.get(name))]
             if differ:
@@ -274,11 +281,16 @@ def run(store: ResultStore, made: Bench, job: Job) -> Row:
         values=outcome.values,
         seconds=time.perf_counter() - began,
         machine=_common.machine(made.device),
-        version={
-            "fastxai": importlib.metadata.version("fastxai"),
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
+        version=versions(),
     )
     store.write(row, outcome.tensors)
     return row
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a row names."""
+    return {
+        "fastxai": importlib.metadata.version("fastxai"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }

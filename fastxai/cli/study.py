@@ -1,4 +1,4 @@
-"""Repeat a paper's study on your model and images, row by row, and write its report."""
+"""Repeat a paper's study, row by row, and write its report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fastxai import report, studies
-from fastxai.cli import _common, _study
+from fastxai.cli import _common, _networks, _study
 from fastxai.cli._common import Stopped, UsageError
 from fastxai.results import ResultStore
 from fastxai.studies import Study
@@ -17,6 +17,11 @@ from fastxai.studies import Study
 __all__ = ["add_arguments", "run"]
 
 PAGE = "report.html"
+# What makes the rows of each kind of study, and the options that this kind alone has.
+KINDS = {
+    "pairs": (_study, ("images", "pairs", "steps", "preset", "patterns", "weights", "pretrained", "size")),
+    "networks": (_networks, ("data", "networks", "epochs", "samples", "set")),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings of the attacks: imagenet, cifar10 or such as imagenet:resnet18 (default: by --images)",
     )
     parser.add_argument("--patterns", type=Path, metavar="FILE", help="patterns of the model, for pattern_attribution")
+    parser.add_argument("--data", metavar="KIND:FOLDER", help="images with labels to train on, such as cifar10:FOLDER")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="networks by name, * for any (default: all)")
+    parser.add_argument("--epochs", type=int, help="passes over the data, for a quick look (default: the paper's)")
+    parser.add_argument("--samples", type=int, help="measure on so many test images at most (default: the study's)")
+    parser.add_argument("--set", action="append", metavar="TABLE.KEY=VALUE", help="change a setting of the training")
     parser.add_argument("--report-only", action="store_true", help="write the report of the rows that there are")
     _common.add_model(parser)
     parser.add_argument("--device", default="cpu", help="where to compute, such as cuda:0 (default: cpu)")
@@ -58,18 +68,23 @@ def run(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace, study: Study) -> None:
     """Fill in the study's defaults; UsageError names what is wrong."""
-    for name in ("pairs", "batch", "seed"):
-        if getattr(options, name) is None:
-            setattr(options, name, study.defaults[name])
-    for name in ("pairs", "batch", "steps"):
+    for kind, (_, own) in KINDS.items():
+        given = [name for name in own if kind != study.kind and getattr(options, name) not in (None, "", False)]
+        if given:
+            raise UsageError(f"--{given[0]} does not go with {study.name}")
+    for name, value in study.defaults.items():
+        if getattr(options, name, value) is None:
+            setattr(options, name, value)
+    for name in ("pairs", "batch", "steps", "epochs", "samples"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, got {value}")
     unknown = [name for name in options.only or () if name not in study.experiments]
     if unknown:
         raise UsageError(f"--only must be one of {' '.join(study.experiments)}, got {unknown[0]}")
-    if not (options.images or options.report_only):
-        raise UsageError("--images DIR is needed, unless --report-only is given")
+    needed, what = {"pairs": ("images", "DIR"), "networks": ("data", "KIND:FOLDER")}[study.kind]
+    if not (getattr(options, needed) or options.report_only):
+        raise UsageError(f"--{needed} {what} is needed, unless --report-only is given")
 
 
 def _make(options: argparse.Namespace, study: Study, store: ResultStore) -> None:
@@ -78,21 +93,22 @@ def _make(options: argparse.Namespace, study: Study, store: ResultStore) -> None
         rows = store.rows()
     except (OSError, ValueError) as error:
         raise UsageError(f"--out {options.out}: {error}") from error
-    bench = _study.bench(options, study)
-    jobs, there = _study.jobs(options, bench, rows)
-    made = 0
+    runner: Any = KINDS[study.kind][0]
+    bench = runner.bench(options, study)
+    jobs, there = runner.jobs(options, bench, rows)
+    total, made = there + sum(job.rows for job in jobs), 0
     try:
-        with tqdm(total=there + len(jobs), initial=there, unit="row", disable=None) as bar:
+        with tqdm(total=total, initial=there, unit="row", disable=None) as bar:
             for job in jobs:
-                bar.set_description(f"{job.experiment.name} {job.method}")
-                _study.run(store, bench, job)
-                made += 1
-                bar.update()
+                bar.set_description(job.label)
+                runner.run(store, bench, job)
+                made += job.rows
+                bar.update(job.rows)
     except OSError as error:
         raise UsageError(f"--out {options.out}: {error}") from error
     except KeyboardInterrupt as error:
         raise Stopped(
-            f"stopped: {there + made} of {there + len(jobs)} rows are in {store.folder}; the same command goes on"
+            f"stopped: {there + made} of {total} rows are in {store.folder}; the same command goes on"
         ) from error
 
 

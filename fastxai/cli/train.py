@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from fastxai import models
 from fastxai.cli import _common
 from fastxai.cli._common import Stopped, UsageError
 from fastxai.cli._terms import TERMS, terms
-from fastxai.data import labelled
+from fastxai.data import Labelled, labelled
 from fastxai.engine import compile as compile_net
 from fastxai.models import DEMO_MEAN, DEMO_STD
 from fastxai.training import Dataset, FitConfig, Objective, fit
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "changed", "dataset", "network", "run", "trained"]
 
 TABLES = {
     "data": ("place", "mean", "std", "pad", "flip", "samples"),
@@ -55,20 +55,9 @@ def run(options: argparse.Namespace) -> None:
             raise UsageError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     try:
-        config = FitConfig.of(settings.get("fit", {}))
-        train, test = (_dataset(settings.get("data", {}), part).to(where) for part in ("train", "test"))
-        model = _model(settings.get("model", {}), config.seed).to(where)
-        summands = terms(settings.get("terms", {"cross_entropy": 1.0}), config.seed, train)
-        objective = Objective(compile_net(model), summands)
-        rows = fit(
-            objective,
-            train,
-            config,
-            out=options.out,
-            measure=lambda trained: {"accuracy": accuracy(trained.net.model, test)},
-            board=options.board,
-            progress=not options.json,
-        )
+        FitConfig.of(settings.get("fit", {}))
+        data, test = (_dataset(settings.get("data", {}), part).to(where) for part in ("train", "test"))
+        model, rows = trained(settings, data, test, options.out, board=options.board, progress=not options.json)
     except (OSError, ValueError, TypeError, ModuleNotFoundError) as error:
         raise UsageError(f"--config {options.config}: {error}") from error
     except KeyboardInterrupt as error:
@@ -82,6 +71,32 @@ def run(options: argparse.Namespace) -> None:
     else:
         last = rows[-1]
         print(f"{file}: accuracy {100 * last['accuracy']:.2f} % after {len(rows)} epochs, {_words(last)}")
+
+
+def trained(
+    settings: Mapping[str, Any], data: Dataset, test: Dataset, out: Path, *, board: bool = False, progress: bool = True
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Train the network of some settings, or go on with what is in a folder; return it and the rows of the log.
+
+    Args:
+        settings: tables "model", "terms" and "fit".
+        data: what it is trained on; decides on which device.
+        test: what its accuracy is measured on after every epoch.
+        out: the folder.
+        board: write TensorBoard logs.
+        progress: show a bar.
+
+    Raises:
+        OSError, ValueError, TypeError, ModuleNotFoundError: a setting is wrong, or the folder holds another run.
+    """
+    config = FitConfig.of(settings.get("fit", {}))
+    model = network(settings.get("model", {}), config.seed).to(data.labels.device)
+    objective = Objective(compile_net(model), terms(settings.get("terms", {"cross_entropy": 1.0}), config.seed, data))
+
+    def measure(objective: Objective) -> dict[str, float]:
+        return {"accuracy": accuracy(objective.net.model, test)}
+
+    return model, fit(objective, data, config, out=out, measure=measure, board=board, progress=progress)
 
 
 def _words(row: Mapping[str, float]) -> str:
@@ -102,26 +117,39 @@ def _settings(file: Path, changes: list[str]) -> dict[str, dict[str, Any]]:
     """Read the file, apply ``--set``, refuse unknown names."""
     try:
         found = tomllib.loads(file.read_text())
-        for change in changes:
-            place, _, value = change.partition("=")
-            table, _, key = place.partition(".")
-            found.setdefault(table, {})[key] = tomllib.loads(f"value = {value}")["value"]
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return changed(found, changes)
+    except (OSError, ValueError) as error:
         raise UsageError(f"--config {file}: {error}") from error
+
+
+def changed(found: dict[str, dict[str, Any]], changes: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the settings with each TABLE.KEY=VALUE put into them.
+
+    Raises:
+        ValueError: a table or a key is unknown, or a value is none of TOML's.
+    """
+    for change in changes:
+        place, _, value = change.partition("=")
+        table, _, key = place.partition(".")
+        found.setdefault(table, {})[key] = tomllib.loads(f"value = {value}")["value"]
     for table, entries in found.items():
         if table not in TABLES or not isinstance(entries, dict):
-            raise UsageError(f"--config {file}: [{table}] must be one of {' '.join(f'[{name}]' for name in TABLES)}")
+            raise ValueError(f"[{table}] must be one of {' '.join(f'[{name}]' for name in TABLES)}")
         known = TABLES[table]
         unknown = [key for key in entries if known is not None and key not in known]
         if unknown:
-            raise UsageError(f"--config {file}: [{table}] {unknown[0]} must be one of {' '.join(known or ())}")
+            raise ValueError(f"[{table}] {unknown[0]} must be one of {' '.join(known or ())}")
     return found
 
 
 def _dataset(table: Mapping[str, Any], part: str) -> Dataset:
     if "place" not in table:
         raise ValueError("[data] place must say where the images are, such as cifar10:FOLDER")
-    found = labelled(table["place"], part)
+    return dataset(labelled(table["place"], part), table, part)
+
+
+def dataset(found: Labelled, table: Mapping[str, Any], part: str) -> Dataset:
+    """Return labelled images as the table "data" asks for them."""
     count = table.get("samples", len(found.labels)) if part == "train" else len(found.labels)
     cifar = table["place"].startswith("cifar10:")
     mean, std = (table.get(name, value if cifar else None) for name, value in (("mean", DEMO_MEAN), ("std", DEMO_STD)))
@@ -129,12 +157,24 @@ def _dataset(table: Mapping[str, Any], part: str) -> Dataset:
     return Dataset(found.images[:count], found.labels[:count], mean, std, **options)
 
 
-def _model(table: Mapping[str, Any], seed: int) -> nn.Module:
+def network(table: Mapping[str, Any], seed: int) -> nn.Module:
+    """Return the untrained network that the table "model" asks for."""
     torch.manual_seed(seed)
     name, activation, beta = table.get("network", "cnn"), table.get("activation", "relu"), table.get("beta", 1.0)
-    if name != "cnn":
-        return _common.imported(name, "[model] network")
     if activation not in ("relu", "softplus"):
         raise ValueError(f"[model] activation must be relu or softplus, got {activation}")
-    model = models.CNN(nn.ReLU if activation == "relu" else lambda: nn.Softplus(beta))
+    make = nn.ReLU if activation == "relu" else lambda: nn.Softplus(beta)
+    if name != "cnn":
+        made = _common.imported(name, "[model] network")
+        return _activated(made, make) if "activation" in table else made
+    model = models.CNN(make)
     return models.he(model) if table.get("initialise", "he") == "he" else model
+
+
+def _activated(model: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
+    """Put a new activation in the place of every ReLU and softplus module."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, (nn.ReLU, nn.Softplus)):
+                setattr(parent, name, make())
+    return model

@@ -21,6 +21,7 @@ __all__ = [
     "panel",
     "ratio",
     "scatter",
+    "short",
     "smoothing",
     "summary",
 ]
@@ -56,11 +57,11 @@ def decades(axes: Axes, which: str, values: np.ndarray) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if known.max() < 30 * known.min() else (1,), numticks=6))
     # Labels of the ticks between would run into one another.
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Return 0.02, 5, 1000 or 1e-7."""
     if 1e-3 <= abs(value) < 1e4:
         return f"{value:g}"

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Experiment", "Study", "load", "names"]
+from fastxai.studies.grid import Network as Network
+from fastxai.studies.grid import chosen as chosen
+from fastxai.studies.grid import grid as grid
+from fastxai.studies.grid import merged as merged
+
+__all__ = ["Experiment", "Network", "Study", "chosen", "grid", "load", "merged", "names"]
 
 _FOLDER = Path(__file__).parent
 
@@ -19,12 +24,14 @@ class Experiment:
 
     Attributes:
         name: within the study.
-        run: "module.function" of fastxai.evaluation.
+        run: "module.function" of fastxai.evaluation; in a study of networks what is done with each of them: "train",
+            "accuracy", "weights", "hessian" or "stability".
         methods: the maps it is done with.
         settings: of every method.
         per_method: what a method has beside or instead, merged into the settings.
         needs: the experiment whose tensors it builds on; "" for none.
         pairs: how many pairs at most; None is as many as the study has.
+        networks: patterns of the names of those that it is done with.
     """
 
     name: str
@@ -34,6 +41,7 @@ class Experiment:
     per_method: Mapping[str, Mapping[str, Any]]
     needs: str
     pairs: int | None
+    networks: tuple[str, ...] = ("*",)
 
     def settings_of(self, method: str) -> dict[str, Any]:
         """Return the settings of one method."""
@@ -48,10 +56,13 @@ class Study:
         name: of the file.
         title: of the report.
         source: of the paper, as fastxai quotes it.
-        defaults: pairs, batch, seed, examples.
+        defaults: of the command's options, and of a study of pairs "examples".
         methods: options of each map, in the report's order, "title" among them.
         experiments: by name, in order.
         sections: of the report, by name, in order.
+        kind: what its rows are about: "pairs" of images, or "networks" that it trains.
+        train: settings that all networks are trained with, as ``fastxai train`` reads them.
+        networks: what the study trains, in order.
     """
 
     name: str
@@ -61,19 +72,9 @@ class Study:
     methods: Mapping[str, Mapping[str, Any]]
     experiments: Mapping[str, Experiment]
     sections: tuple[str, ...]
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the entries of ``over`` put over it, tables within tables.
-
-    >>> fastxai.studies.merged({"attack": {"steps": 3, "lr": 1}}, {"attack": {"lr": 2}})
-    {'attack': {'steps': 3, 'lr': 2}}
-    """
-    result = dict(base)
-    for name, value in over.items():
-        old = result.get(name)
-        result[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
+    kind: str = "pairs"
+    train: Mapping[str, Any] = field(default_factory=dict)
+    networks: tuple[Network, ...] = ()
 
 
 def names() -> list[str]:
@@ -97,7 +98,8 @@ def load(name: str) -> Study:
     if name not in names():
         raise ValueError(f"name must be one of {', '.join(names())}, got {name!r}")
     content = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
-    methods = content["methods"]
+    # A study may take the maps of another one.
+    methods = load(content["methods"]).methods if isinstance(content["methods"], str) else content["methods"]
     experiments = {
         each: Experiment(
             name=each,
@@ -107,6 +109,7 @@ def load(name: str) -> Study:
             per_method=table.get("method", {}),
             needs=table.get("needs", ""),
             pairs=table.get("pairs"),
+            networks=tuple(table.get("networks", ["*"])),
         )
         for each, table in content["experiments"].items()
     }
@@ -118,4 +121,7 @@ def load(name: str) -> Study:
         methods=methods,
         experiments=experiments,
         sections=tuple(content["sections"]),
+        kind=content.get("kind", "pairs"),
+        train=content.get("train", {}),
+        networks=grid(content.get("grid", []), content.get("exclude", [])),
     )

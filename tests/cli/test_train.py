@@ -139,12 +139,12 @@ def test_terms_of_a_table() -> None:
 
 
 def test_builtin_network_and_initialisation() -> None:
-    softplus = train._model({"activation": "softplus", "beta": 10}, 3)
+    softplus = train.network({"activation": "softplus", "beta": 10}, 3)
     assert isinstance(softplus.act1, torch.nn.Softplus) and softplus.act1.beta == 10
     assert float(softplus.conv1.bias.detach().abs().max()) == 0  # type: ignore[union-attr, operator]
-    same = train._model({"activation": "relu"}, 3)
+    same = train.network({"activation": "relu"}, 3)
     assert torch.equal(same.conv1.weight, softplus.conv1.weight)  # type: ignore[union-attr, arg-type]
-    assert not torch.equal(train._model({"initialise": "pytorch"}, 3).conv1.bias, same.conv1.bias)  # type: ignore[union-attr, arg-type]
+    assert not torch.equal(train.network({"initialise": "pytorch"}, 3).conv1.bias, same.conv1.bias)  # type: ignore[union-attr, arg-type]
 
 
 @pytest.mark.parametrize(

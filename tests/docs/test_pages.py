@@ -30,7 +30,11 @@ FEW_STEPS = {
     "evaluate": ["--images", "2", "--methods", "gradient"],
     "explain": [],
     "train": ["--set", "fit.epochs=1", "--set", "fit.batch=4"],
-    "study": ["--pairs", "2", "--steps", "2", "--only", "manipulation", "--methods", "gradient"],
+    "study geometry": ["--pairs", "2", "--steps", "2", "--only", "manipulation", "--methods", "gradient"],
+    "study robustness": [
+        *("--networks", "wd0_relu_hess0", "--epochs", "1", "--set", "fit.batch=4", "--samples", "4"),
+        *("--only", "accuracy"),
+    ],
 }
 
 
@@ -89,7 +93,8 @@ def check_words(words: list[str], folder: Path) -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     match words:
         case ["fastxai", command, *rest]:
-            assert main([command, *rest, *FEW_STEPS[command]]) == 0
+            few = FEW_STEPS[f"{command} {rest[0]}" if command == "study" else command]
+            assert main([command, *rest, *few]) == 0
         case ["pip", "install", *rest]:
             for extra in re.findall(r"\[(\w+)\]", " ".join(rest)):
                 assert extra in settings["project"]["optional-dependencies"]

@@ -58,9 +58,10 @@ def test_pictures_are_those_kept(store: ResultStore) -> None:
 
 
 def test_the_papers_numbers_have_a_source() -> None:
-    files = list((Path(findings.__file__).parent / "paper").glob("*.toml"))
-    assert [file.stem for file in files] == ["geometry"]
-    for claim in tomllib.loads(files[0].read_text()).values():
+    files = {file.stem: file for file in (Path(findings.__file__).parent / "paper").glob("*.toml")}
+    assert files.keys() == {"geometry", "robustness"}
+    assert all(table["source"].startswith("[R]") for table in tomllib.loads(files["robustness"].read_text()).values())
+    for claim in tomllib.loads(files["geometry"].read_text()).values():
         assert claim.keys() == {"value", "text", "claim", "source"} and claim["source"].startswith("[M]")
 
 

@@ -18,14 +18,47 @@ def test_every_name_in_a_study_is_known(name: str) -> None:
     assert all(table["title"] for table in study.methods.values())
     before: set[str] = set()
     for experiment in study.experiments.values():
-        assert callable(evaluation.experiment(experiment.run))
+        if study.kind == "pairs":
+            assert callable(evaluation.experiment(experiment.run))
+        else:
+            assert experiment.run in ("train", "accuracy", "weights", "hessian", "stability")
+            assert all(studies.chosen(study.networks, [pattern]) for pattern in experiment.networks)
         assert set(experiment.methods) <= study.methods.keys()
         assert experiment.per_method.keys() <= set(experiment.methods)
         assert experiment.needs == "" or experiment.needs in before, "what others build on comes first"
         before.add(experiment.name)
     for section in study.sections:
         assert callable(importlib.import_module(f"fastxai.report.sections.{section}").build)
-    assert study.defaults.keys() == {"pairs", "batch", "seed", "examples"}
+    kinds = {"pairs": {"pairs", "batch", "seed", "examples"}, "networks": {"samples", "batch", "seed"}}
+    assert study.defaults.keys() == kinds[study.kind]
+
+
+def test_the_networks_are_those_of_the_paper() -> None:
+    """[R] section 4: 25 without the Hessian penalty, and six penalties on each of the 20 with softplus."""
+    networks = studies.load("robustness").networks
+    assert len({network.name for network in networks}) == len(networks) == 25 + 120
+    found = {
+        (
+            network.settings["fit"]["weight_decay"],
+            network.settings["model"]["activation"],
+            network.settings["model"].get("beta"),
+            network.settings["terms"]["hessian_norm"],
+        )
+        for network in networks
+    }
+    decays, betas, penalties = (
+        (0.0, 5e-5, 5e-4, 5e-3, 1e-2),
+        (10.0, 5.0, 1.0, 0.5),
+        (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+    )
+    soft = {(decay, "softplus", beta, p) for decay in decays for beta in betas for p in (0.0, *penalties)}
+    assert found == soft | {(decay, "relu", None, 0.0) for decay in decays}
+    robust = next(network for network in networks if network.name == "wd5e-4_beta0.5_hess1e-6")
+    assert robust.settings["fit"] == {"weight_decay": 5e-4} and robust.settings["model"]["beta"] == 0.5
+
+
+def test_a_study_takes_the_maps_of_another() -> None:
+    assert studies.load("robustness").methods == studies.load("geometry").methods
 
 
 def test_merged() -> None:
