@@ -17,6 +17,9 @@ from fastxai.evaluation.network import mean_norm as mean_norm
 from fastxai.evaluation.network import weight_norms as weight_norms
 from fastxai.evaluation.pairs import choose_pairs as choose_pairs
 from fastxai.evaluation.pairs import chunks as chunks
+from fastxai.evaluation.robustness import Robustness as Robustness
+from fastxai.evaluation.robustness import adversary as adversary
+from fastxai.evaluation.robustness import robustness as robustness
 from fastxai.evaluation.stability import Perturbation as Perturbation
 from fastxai.evaluation.stability import Stability as Stability
 from fastxai.evaluation.stability import stability as stability
@@ -28,10 +31,12 @@ __all__ = [
     "METHODS",
     "Outcome",
     "Perturbation",
+    "Robustness",
     "Space",
     "Stability",
     "Task",
     "accuracy",
+    "adversary",
     "choose_pairs",
     "chunks",
     "correct",
@@ -40,6 +45,7 @@ __all__ = [
     "hessian_norms",
     "mean_norm",
     "resolved",
+    "robustness",
     "stability",
     "weight_norms",
 ]

@@ -1,4 +1,4 @@
-"""The network of [R] fig. 11, and the trained one."""
+"""The network of [R] fig. 11, the one for [F]'s MNIST, and the trained one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastxai.data import demo_photos
-from fastxai.models import CLASSES, CNN, DEMO_MEAN, DEMO_STD, demo
+from fastxai.models import CLASSES, CNN, DEMO_MEAN, DEMO_STD, MNISTCNN, demo
 from fastxai.models.demo import WEIGHTS
 
 
@@ -29,20 +29,37 @@ def test_cnn_is_the_papers_network():
     torch.testing.assert_close(net(x), h @ p["linear2.weight"].T + p["linear2.bias"])
 
 
-def test_activation_factory_makes_one_module_a_place():
-    net = CNN(lambda: nn.Softplus(beta=5), classes=4)
+def test_mnist_cnn_layer_by_layer():
+    torch.manual_seed(0)
+    net = MNISTCNN().double().eval()
+    assert sum(p.numel() for p in net.parameters()) == 3_274_634
+    x = torch.randn(3, 1, 28, 28, dtype=torch.float64)
+    p = dict(net.named_parameters())
+    h = x
+    for name in ("conv1", "conv2"):
+        h = F.conv2d(h, p[f"{name}.weight"], p[f"{name}.bias"], padding=2).clamp(min=0)
+        h = F.max_pool2d(h, 2)
+    assert h.shape == (3, 64, 7, 7)
+    h = (h.flatten(1) @ p["linear1.weight"].T + p["linear1.bias"]).clamp(min=0)
+    torch.testing.assert_close(net(x), h @ p["linear2.weight"].T + p["linear2.bias"])
+
+
+@pytest.mark.parametrize(("network", "places", "shape"), [(CNN, 5, (3, 32, 32)), (MNISTCNN, 3, (1, 28, 28))])
+def test_activation_factory_makes_one_module_a_place(network, places, shape):
+    net = network(lambda: nn.Softplus(beta=5), classes=4)
     activations = [module for module in net.modules() if isinstance(module, nn.Softplus)]
-    assert len({id(module) for module in activations}) == 5
+    assert len({id(module) for module in activations}) == places
     assert not any(isinstance(module, nn.ReLU) for module in net.modules())
-    assert net(torch.zeros(0, 3, 32, 32)).shape == (0, 4)
-    assert list(net.state_dict()) == list(CNN().state_dict())
+    assert net(torch.zeros(0, *shape)).shape == (0, 4)
+    assert list(net.state_dict()) == list(network().state_dict())
 
 
-def test_wrong_arguments():
+@pytest.mark.parametrize("network", [CNN, MNISTCNN])
+def test_wrong_arguments(network):
     with pytest.raises(TypeError, match="activation must be a callable"):
-        CNN("relu")  # pyright: ignore[reportArgumentType]
+        network("relu")
     with pytest.raises(ValueError, match="classes must be at least 1, got 0"):
-        CNN(classes=0)
+        network(classes=0)
 
 
 def test_demo_is_ready_to_use():
