@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -258,7 +259,7 @@ def _trained(made: Bench, network: str) -> Row:
         return _loaded(made, network)
     settings = made.settings[network]
     test = train.dataset(made.test, settings["data"], "test").to(made.options.device)
-    progress = not made.options.json
+    progress = sys.stderr.isatty() and not made.options.json
     began = time.perf_counter()
     try:
         model, log = train.trained(settings, made.data, test, _folder(made, network), progress=progress)

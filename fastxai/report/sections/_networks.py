@@ -18,7 +18,7 @@ from fastxai.report.findings import Findings
 from fastxai.results import Row
 
 __all__ = ["BETA", "LAMBDA", "LEVELS", "NU", "ZETA", "Course", "Network"]
-__all__ += ["beside", "conditions", "courses", "curves", "networks", "over", "settings", "spread"]
+__all__ += ["beside", "conditions", "courses", "curves", "described", "networks", "over", "settings", "spread"]
 
 LAMBDA, BETA, ZETA, NU = (
     "\N{GREEK SMALL LETTER LAMDA}",
@@ -183,6 +183,13 @@ def settings(one: Network) -> list[str]:
     """Return lambda, the activation and zeta of a network, as tables print them."""
     decay, penalty = (draw.short(value) if value else "0" for value in (one.weight_decay, one.penalty))
     return [decay, one.activation, penalty]
+
+
+def described(one: Network) -> str:
+    """Return the settings of a network in words."""
+    decay, activation, penalty = settings(one)
+    soft = "" if activation == "ReLU" else f"{BETA} = "
+    return f"{LAMBDA} = {decay}, {soft}{activation}, {ZETA} = {penalty}"
 
 
 def curves(

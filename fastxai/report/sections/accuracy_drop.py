@@ -24,7 +24,7 @@ def build(findings: Findings) -> Section:
             continue
         alike = [one.over_images(EXPERIMENT, "pcc", level=level) for level in levels]
         middle, width = (np.array([function(values) for values in alike]) for function in (np.mean, np.std))
-        figure, axes = draw.panel(" / ".join(_networks.settings(one)), 3.1)
+        figure, axes = draw.panel(_networks.described(one), 3.1)
         axes.fill_between(levels, middle - width, middle + width, color=draw.COLOURS[0], alpha=0.2, linewidth=0)
         axes.plot(levels, middle, color=draw.COLOURS[0], linewidth=1.5, marker="o", markersize=2.5, label="PCC")
         right = [one.mean(EXPERIMENT, "correct", level=level) for level in levels]

@@ -25,7 +25,7 @@ def build(findings: Findings) -> Section:
         values = [one.stable(LEVEL, method) for method in METHODS]
         if not any(map(len, values)):
             continue
-        name = f"{NETWORKS[one.name]}, {' / '.join(_networks.settings(one))}"
+        name = f"{NETWORKS[one.name]}, {_networks.described(one)}"
         rows.append([name, *map(_networks.spread, values)])
         if one.name in paper:
             said = [
