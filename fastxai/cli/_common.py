@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastxai import models
+from fastxai.cli._words import machine, table
 from fastxai.data import load_images
 from fastxai.engine import Net
 from fastxai.engine import compile as compile_net
@@ -68,6 +68,7 @@ class Network:
         shorter: what the shorter side of an image becomes before the central square is cut out.
         count: number of classes.
         classes: their names; empty if unknown.
+        channels: of the images.
     """
 
     net: Net
@@ -75,6 +76,7 @@ class Network:
     shorter: int
     count: int
     classes: tuple[str, ...]
+    channels: int = 3
 
     def label(self, k: int) -> str:
         """Return the name of class k."""
@@ -128,9 +130,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}",
             type=float,
-            nargs=3,
-            metavar=("R", "G", "B"),
-            help=f"{what} the [0, 1] image (default: the model's)",
+            nargs="+",
+            metavar="VALUE",
+            help=f"{what} the [0, 1] image, one value a channel (default: the model's)",
         )
 
 
@@ -255,8 +257,11 @@ def _load(model: nn.Module, weights: Path) -> None:
     model.load_state_dict(found)
 
 
-def network(options: argparse.Namespace) -> Network:
-    """Build, load and compile the network that the options name; UsageError says which option is wrong."""
+def network(options: argparse.Namespace, channels: Sequence[int] = (3,)) -> Network:
+    """Build, load and compile the network that the options name; UsageError says which option is wrong.
+
+    Of the numbers of ``channels`` that images may have it gets the first that it takes.
+    """
     where = device(options.device)
     torch.manual_seed(options.seed)
     kind, _, rest = options.model.partition(":")
@@ -281,18 +286,27 @@ def network(options: argparse.Namespace) -> Network:
     std = recipe.std if options.std is None else options.std
     if std is not None and min(std) <= 0:
         raise UsageError(f"--std must be positive, got {' '.join(map(str, std))}")
-    net = compile_net(recipe.model.to(where), mean=mean, std=std)
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        try:
-            count = net(torch.zeros(1, 3, size, size, device=where)).shape[1]
-        except (RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"--model {options.model} does not take images [1, 3, {size}, {size}] (--size): {_first_line(error)}"
-            ) from error
-    for note in notes:
-        print(f"fastxai: {note.message}", file=sys.stderr)
-    return Network(net, size, shorter, count, recipe.classes)
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None:
+            channels = [number for number in channels if number == len(values)]
+            if not channels:
+                raise UsageError(f"--{name} must have one value a channel, got {' '.join(map(str, values))}")
+    said = ""
+    for number in channels:
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            # A net that met a wrong shape stays with autograd, so each number of channels gets its own.
+            net = compile_net(recipe.model.to(where), mean=mean, std=std)
+            try:
+                count = net(torch.zeros(1, number, size, size, device=where)).shape[1]
+            except (RuntimeError, ValueError) as error:
+                said = _first_line(error)
+                continue
+        for note in notes:
+            print(f"fastxai: {note.message}", file=sys.stderr)
+        return Network(net, size, shorter, count, recipe.classes, number)
+    tried = " or ".join(f"[1, {number}, {size}, {size}]" for number in channels)
+    raise UsageError(f"--model {options.model} does not take images {tried} (--size): {said}")
 
 
 def images(files: Sequence[Path], name: str, network: Network, where: str) -> Tensor:
@@ -363,36 +377,9 @@ def write_tensors(files: Sequence[Path], tensors: dict[str, Tensor]) -> None:
             )
 
 
-def machine(where: str) -> str:
-    """Return one line that says what computed."""
-    place = torch.cuda.get_device_name(where) if torch.device(where).type == "cuda" else _processor()
-    count = torch.get_num_threads()
-    return f"{place}, {count} thread{'s' * (count > 1)}, torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    names = listing.read_text().splitlines() if listing.is_file() else []
-    found = [line.split(":", 1)[1].strip() for line in names if line.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
-
-
 def written(files: Sequence[Path]) -> str:
     """Return the line that says where the output is."""
     return f"wrote {', '.join(map(str, files))}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text with aligned columns: the first to the left, the others to the right."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
 
 
 def show(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:

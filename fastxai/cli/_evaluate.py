@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fastxai import evaluation, studies
-from fastxai.cli import _common, _study
+from fastxai.attacks import IFIA
+from fastxai.cli import _attributional, _common, _study
 from fastxai.cli._common import UsageError
 from fastxai.data import Labelled, fit, labelled, noisy
 from fastxai.engine import Net
@@ -58,15 +59,20 @@ class Bench:
     def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Return some images in [0, 1], and the inputs that they are in the space."""
         images = fit(self.data.images[rows].float() / 255, self.size).to(self.device)
-        # Grey becomes RGB, as for photos.
-        images = images.expand(-1, 3, -1, -1)
+        # Grey becomes RGB where the network takes that, as for photos.
+        images = images.expand(-1, len(self.space.mean), -1, -1)
         low, high = (torch.tensor(v).view(-1, 1, 1).to(images) for v in (self.space.low, self.space.high))
         # An image of 0 or 1 may leave the box by a rounding.
         return images, self.space.enter(images).clamp(low, high)
 
     def settings(self, part: Part) -> dict[str, Any]:
-        """Return all settings behind a part, the explainer's included."""
-        return part.settings(self.made_with)
+        """Return all settings behind a part, the explainer's included, and those of attacks."""
+        attacks = _attributional.settings(self.attack(part)) if part.kind == _attributional.NAME else {}
+        return {**part.settings(self.made_with), **attacks}
+
+    def attack(self, part: Part) -> IFIA:
+        """Return the attack on maps behind a part."""
+        return IFIA.preset(self.methods[part.which["method"]], part.which["preset"], seed=self.told["seed"])
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Part:
     Attributes:
         experiment: of its rows.
         which: what tells it from others of the experiment, by the name in the row's key.
-        run: "weights", "accuracy", "hessian" or "stability"; by default the experiment's name.
+        run: "weights", "accuracy", "hessian", "stability" or "robustness"; by default the experiment's name.
     """
 
     experiment: str
@@ -108,13 +114,16 @@ class Job:
 
 def bench(options: argparse.Namespace) -> Bench:
     """Build what the options name; UsageError says which option is wrong."""
-    network = _common.network(options)
+    network = _common.network(options, (3, 1))
     data = _data(options, network.size)
+    if data.images.shape[1] not in (1, network.channels):
+        found, wanted = data.images.shape[1], network.channels
+        raise UsageError(f"--data has images of {found} channels, --model {options.model} takes {wanted}")
     highest = int(data.labels.max())
     if highest >= network.count:
         raise UsageError(f"--data has the label {highest}, --model {options.model} only {network.count} classes")
     mean, std = (None if v is None else tuple(v.tolist()) for v in (network.net.mean, network.net.std))
-    space = evaluation.Space(mean or (0.0,) * 3, std or (1.0,) * 3)
+    space = evaluation.Space(mean or (0.0,) * network.channels, std or (1.0,) * network.channels)
     net = compile_net(network.net.model)
     told = {
         "model": options.model,
@@ -124,11 +133,20 @@ def bench(options: argparse.Namespace) -> Bench:
         "space": space.described(),
         "seed": options.seed,
     }
-    methods, made_with = _methods(options, net, space)
+    if options.robustness is None:
+        methods, made_with = _methods(options, net, space)
+    else:
+        # [F]'s radii count in the [0, 1] image, and its zero baseline is black.
+        image = evaluation.Space((0.0,) * network.channels, (1.0,) * network.channels)
+        methods, made_with = _methods(options, network.net, image)
     made = Bench(net, network.net, space, data, network.size, methods, made_with, told, options.device)
     for name, explainer in methods.items():
+        images, x = made.batch(slice(1))
         try:
-            explainer.attribute(made.batch(slice(1))[1])
+            if options.robustness is None:
+                explainer.attribute(x)
+            else:
+                _attributional.check(IFIA.preset(explainer, options.robustness), images)
         except (RuntimeError, ValueError, TypeError) as error:
             raise UsageError(f"--methods {name} does not fit the model: {str(error).splitlines()[0]}") from error
     return made
@@ -169,6 +187,8 @@ def _methods(
 
 def parts(options: argparse.Namespace) -> list[Part]:
     """Return what the options ask for."""
+    if options.robustness is not None:
+        return [Part(_attributional.NAME, {"method": m, "preset": options.robustness}) for m in options.methods]
     return [
         Part("weights", {}),
         Part("accuracy", {}),
@@ -243,6 +263,8 @@ def _values(made: Bench, job: Job) -> list[dict[str, Any]]:
         spaces = {made.space.name: (made.net, x), "image": (made.image_net, images)}
         settings: dict[str, Any] = {"probes": first.which["probes"], "seed": made.told["seed"], "index": index}
         return [{name: evaluation.hessian_norms(*inputs, **settings).tolist() for name, inputs in spaces.items()}]
+    if first.kind == _attributional.NAME:
+        return [_attributional.values(made.attack(first), images, labels, index)]
     noises = [
         partial(
             noisy,

@@ -1,4 +1,4 @@
-"""Measure how good a network is and how stable its maps are under random noise."""
+"""Measure how good a network is and how stable its maps are, under random noise or under attacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from fastxai import evaluation
-from fastxai.cli import _common, _evaluate
+from fastxai.cli import _attributional, _common, _evaluate
 from fastxai.cli._common import Stopped, UsageError
 from fastxai.data.noise import KINDS
 from fastxai.results import ResultStore, Row
@@ -20,6 +20,8 @@ __all__ = ["add_arguments", "run"]
 
 # [R] table 1 and section 4.1.
 METHODS = ("gradient", "input_x_gradient", "integrated_gradients", "guided_backprop", "lrp")
+# [F] table 1.
+ROBUSTNESS_METHODS = ("integrated_gradients",)
 LEVELS = (0.005, 0.01, 0.025)
 SIMILARITIES = ("pcc", "ssim", "mse")
 
@@ -35,9 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         choices=evaluation.METHODS,
-        default=METHODS,
         metavar="METHOD",
-        help=f"maps, some of {' '.join(evaluation.METHODS)} (default: all but the last)",
+        help=f"maps, some of {' '.join(evaluation.METHODS)} (default: all but the last; "
+        f"with --robustness {' '.join(ROBUSTNESS_METHODS)})",
+    )
+    parser.add_argument(
+        "--robustness",
+        choices=_attributional.PRESETS,
+        help="attack predictions and maps in place of adding noise, with the settings for this data set",
     )
     parser.add_argument("--patterns", type=Path, metavar="FILE", help="patterns of the model, for pattern_attribution")
     parser.add_argument("--noise", choices=KINDS, default=KINDS[0], help=f"kind of the noise (default: {KINDS[0]})")
@@ -66,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     store = ResultStore(options.out / "rows")
     bench = _make(options, store)
     result = _summary(options, bench, store.rows(study=_evaluate.NAME))
-    _common.show(options, result, _text(result))
+    _common.show(options, result, _text(result) if options.robustness is None else _attributional.text(result))
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -79,7 +86,7 @@ def _check(options: argparse.Namespace) -> None:
     wrong = [level for level in options.levels if not (0 <= level <= most and level < float("inf"))]
     if wrong:
         raise UsageError(f"--levels must be finite and lie in 0 .. {most:g} for {options.noise}, got {wrong[0]}")
-    options.methods = list(dict.fromkeys(options.methods))
+    options.methods = list(dict.fromkeys(options.methods or (ROBUSTNESS_METHODS if options.robustness else METHODS)))
     options.levels = list(dict.fromkeys(options.levels))
 
 
@@ -117,11 +124,22 @@ def _summary(options: argparse.Namespace, bench: _evaluate.Bench, rows: Sequence
         "part": options.part,
         "images": count,
         "space": bench.told["space"],
-        "noise": [],
-        "stability": [],
         "written": str(options.out / "rows"),
     }
-    for part in _evaluate.parts(options):
+    wanted = _evaluate.parts(options)
+    if options.robustness is not None:
+        about = {"preset": options.robustness, **_attributional.settings(bench.attack(wanted[0]))}
+        lines = [
+            {
+                "method": part.which["method"],
+                "explainer": bench.made_with[part.which["method"]],
+                **_attributional.summary(_evaluate.collected(rows, part, count)),
+            }
+            for part in wanted
+        ]
+        return {**result, "settings": about, _attributional.NAME: lines}
+    result |= {"noise": [], "stability": []}
+    for part in wanted:
         if part.experiment == "weights":
             [row] = [row for row in rows if part.has(row)]
             norms = row.values["norms"]

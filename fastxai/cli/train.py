@@ -30,6 +30,7 @@ TABLES = {
     "terms": tuple(TERMS),
     "fit": None,
 }
+NETWORKS = {"cnn": models.CNN, "mnist_cnn": models.MNISTCNN}
 _ROWS = 1000
 
 
@@ -164,10 +165,10 @@ def network(table: Mapping[str, Any], seed: int) -> nn.Module:
     if activation not in ("relu", "softplus"):
         raise ValueError(f"[model] activation must be relu or softplus, got {activation}")
     make = nn.ReLU if activation == "relu" else lambda: nn.Softplus(beta)
-    if name != "cnn":
+    if name not in NETWORKS:
         made = _common.imported(name, "[model] network")
         return _activated(made, make) if "activation" in table else made
-    model = models.CNN(make)
+    model = NETWORKS[name](make)
     return models.he(model) if table.get("initialise", "he") == "he" else model
 
 

@@ -25,7 +25,7 @@ pad = 1
 flip = true
 
 [model]
-network = "tiny:build"
+network = "tinysmooth:build"
 
 [terms]
 cross_entropy = 1.0
@@ -61,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         parts.append(Labelled(images, labels, ("a", "b", "c")))
     save_npz("data.npz", *parts)
     Path("run.toml").write_text(TOML)
-    Path("tiny.py").write_text(NETWORK)
+    Path("tinysmooth.py").write_text(NETWORK)
     return tmp_path
 
 
@@ -147,6 +147,25 @@ def test_builtin_network_and_initialisation() -> None:
     assert not torch.equal(train.network({"initialise": "pytorch"}, 3).conv1.bias, same.conv1.bias)  # type: ignore[union-attr, arg-type]
 
 
+def test_the_network_for_mnist_is_trained_and_attacked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = torch.arange(10) % 2
+    images = (60 * torch.rand(10, 1, 28, 28, generator=torch.Generator().manual_seed(0))).byte()
+    images[labels == 1, :, :14] += 150
+    save_npz("grey.npz", *2 * [Labelled(images, labels, tuple("0123456789"))])
+    Path("run.toml").write_text(
+        '[data]\nplace = "npz:grey.npz"\n[model]\nnetwork = "mnist_cnn"\n[fit]\nepochs = 4\nbatch = 5\nlr = 0.01\n'
+    )
+    assert main(words("grey", "--json")) == 0
+    accuracy = json.loads(capsys.readouterr().out)["rows"][-1]["accuracy"]
+    assert accuracy > 0.5
+    weights = ["--model", "fastxai.models:MNISTCNN", "--weights", "grey/model.safetensors", "--size", "28"]
+    attack = ["--data", "npz:grey.npz", "--robustness", "mnist", "--methods", "gradient", "--images", "4"]
+    assert main(["evaluate", *weights, *attack, "--out", "robust", "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["robustness"]
+    assert line["natural_accuracy"] + line["skipped"] == 1 and line["adversarial_accuracy"] <= line["natural_accuracy"]
+    assert line["top_k"] < 1
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -156,7 +175,7 @@ def test_builtin_network_and_initialisation() -> None:
         (("pad = 1", "padding = 1"), "[data] padding must be one of place mean std pad flip samples"),
         (('place = "npz:data.npz"', 'place = "npz:none.npz"'), "none.npz"),
         (('place = "npz:data.npz"\n', ""), "[data] place must say where the images are"),
-        (('"tiny:build"', '"tiny:absent"'), "[model] network tiny:absent cannot be imported"),
+        (('"tinysmooth:build"', '"tinysmooth:absent"'), "[model] network tinysmooth:absent cannot be imported"),
         (("probes = 2", "probes = 0"), "probes must be a positive int"),
         (("probes = 2", "draws = 2"), "draws"),
         (("batch = 8", "batch = 800"), "data must hold a batch of 800"),

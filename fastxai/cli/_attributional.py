@@ -1,0 +1,80 @@
+"""Attributional robustness in the evaluate command: the settings behind a row, its values, what all rows say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastxai import evaluation
+from fastxai.attacks import IFIA
+from fastxai.cli import _common
+from fastxai.evaluation import Robustness
+
+__all__ = ["NAME", "PRESETS", "check", "settings", "summary", "text", "values"]
+
+NAME = "robustness"
+# [F] table 2.
+PRESETS = ("mnist", "fashion_mnist", "cifar10", "gtsrb", "restricted_imagenet")
+_SHARED = ("eps", "norm", "bounds", "steps", "step_size", "restarts")
+_OF_MAPS = ("dissimilarity", "k", "beta")
+_FIGURES = ("natural_accuracy", "adversarial_accuracy", "top_k", "kendall_tau", "attack_success", "skipped")
+
+
+def settings(attack: IFIA) -> dict[str, Any]:
+    """Return what a row says of both attacks."""
+    return {
+        "attack": {name: getattr(attack, name) for name in (*_SHARED, *_OF_MAPS)},
+        "adversary": {name: getattr(evaluation.adversary(attack), name) for name in _SHARED},
+    }
+
+
+def check(attack: IFIA, images: Tensor) -> None:
+    """Run a short attack on images [N, C, H, W]; what it raises says that explainer, model and preset do not fit."""
+    labels = attack.explainer.net.base(_within(images)).argmax(1)
+    evaluation.robustness(replace(attack, steps=1, restarts=1), _within(images), labels)
+
+
+def _within(images: Tensor) -> Tensor:
+    # Resizing may leave the box by a rounding.
+    return images.clamp(0, 1)
+
+
+def values(attack: IFIA, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, Any]:
+    """Return the values of a row, a list over its images each."""
+    found = evaluation.robustness(attack, _within(images), labels, index=index)
+    return {one.name: getattr(found, one.name).tolist() for one in fields(Robustness)}
+
+
+def summary(values: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
+    """Return the figures over all images; None for what no image has, as JSON knows no NaN."""
+    found = Robustness(**{one.name: torch.tensor(values[one.name]) for one in fields(Robustness)}).summary()
+    return {name: None if value != value else value for name, value in found.items()}
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """Return the figures for people."""
+    shares = ("natural_accuracy", "adversarial_accuracy", "attack_success", "skipped")
+    rows = [
+        [row["method"], *(_cell(row[name], ".2%" if name in shares else ".3f") for name in _FIGURES)]
+        for row in result[NAME]
+    ]
+    about = result["settings"]
+    attack, adversary = about["attack"], about["adversary"]
+    return "\n\n".join(
+        [
+            f"{result['images']} images, eps {attack['eps']:g} ({about['preset']})\n"
+            f"NA, AA  accuracy, as they are and under PGD: {adversary['steps']} steps of {adversary['step_size']:.3g}\n"
+            f"IN, CO  top-{attack['k']} intersection and Kendall's tau of maps under IFIA: {attack['steps']} steps of "
+            f"{attack['step_size']:.3g}, {attack['restarts']} restarts, beta {attack['beta']:g}",
+            _common.table(["map", "NA", "AA", "IN", "CO", "moved", "skipped"], rows),
+            f"rows in {result['written']}",
+        ]
+    )
+
+
+def _cell(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
