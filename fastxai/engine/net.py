@@ -301,7 +301,7 @@ class Net:
             baseline: xbar, of x's shape.
             points: positions t and weights w, [K] each, such as ``fastxai.explainers.quadrature`` gives.
             target: as for ``gradient``; None is the class at x, for every point of the path.
-            output: the function f of the scores: "logit" (g_k), "probability" (softmax) or a function
+            output: the function f of the scores: "logit" (g_k), "probability" (softmax), "cross_entropy" or a function
                 (scores [rows, K], classes [rows]) -> [rows] that treats every row by itself.
             parameters: False spares the gradients of the parameters.
 

@@ -322,5 +322,5 @@ def test_errors():
         IntegratedGradients(model, method="simpson")
     with pytest.raises(ValueError, match="tol must be finite and positive, got 0"):
         IntegratedGradients(model, tol=0)
-    with pytest.raises(ValueError, match="output must be one of 'logit', 'probability', got 'loss'"):
+    with pytest.raises(ValueError, match="output must be one of 'logit', 'probability', 'cross_entropy', got 'loss'"):
         IntegratedGradients(model, output="loss")
