@@ -1,6 +1,7 @@
 """[M] eq. 4 in plain autograd, from the paper: double backward through the softplus network.
 
-loss = c P^2 mean_p (h(x_adv)_p - h_t,p)^2 + gamma mean_k (softmax g(x_adv)_k - softmax g(x)_k)^2        per sample
+loss = c P^2 mean_p (h(x_adv)_p - h_t,p)^2 + gamma mean_k (f(g(x_adv))_k - f(g(x))_k)^2
+       per sample; f = softmax or identity
 h = sum over channels of |map|, divided by its sum; beta(t) = beta_0 (beta_e / beta_0)^(t/T); Adam; clamp
 
 Rule-based maps go down layer by layer through an nn.Sequential without batch norm.
@@ -208,6 +209,10 @@ def heatmap(
     return h / h.sum((1, 2), keepdim=True), scores
 
 
+def softmax(scores: Tensor) -> Tensor:
+    return scores.softmax(1)
+
+
 @dataclass
 class Settings:
     steps: int
@@ -221,6 +226,8 @@ class Settings:
     explain: Map = gradient
     # A beta that belongs to the map: at every step and when it is judged.
     own: float | None = None
+    # f, through which the loss sees the scores.
+    output: Callable[[Tensor], Tensor] = softmax
 
 
 @dataclass
@@ -254,7 +261,7 @@ def manipulate(
     set_beta(model, None)
     classes = model(x).argmax(1)
     set_beta(model, settings.own)
-    output = model(x).softmax(1).detach()
+    output = settings.output(model(x)).detach()
     best, best_term = x.clone(), judge(x)[1]
     x_adv = x.clone().requires_grad_()
     optimizer = torch.optim.Adam([x_adv], lr=settings.lr)
@@ -264,7 +271,7 @@ def manipulate(
             start, end = settings.beta
             set_beta(model, start * (end / start) ** (step / settings.steps))
         h, scores = heatmap(model, x_adv, classes, True, settings.explain)
-        loss = map_term(h) + settings.gamma * (scores.softmax(1) - output).square().mean(1)
+        loss = map_term(h) + settings.gamma * (settings.output(scores) - output).square().mean(1)
         (x_adv.grad,) = torch.autograd.grad(loss.sum(), x_adv)
         optimizer.step()
         x_adv.data.clamp_(settings.low, settings.high)
