@@ -133,7 +133,14 @@ def test_a_download_is_kept_and_leaves_stdout_to_the_result(
 
 
 @pytest.mark.parametrize(
-    "words", ["explain a.png", "attack a.png --target a.png", "study geometry --images . --out results"]
+    "words",
+    [
+        "explain a.png",
+        "attack a.png --target a.png",
+        "bounds a.png",
+        "evaluate --data folder:. --out results",
+        "study geometry --images . --out results",
+    ],
 )
 @pytest.mark.parametrize(
     ("answer", "reason"),
