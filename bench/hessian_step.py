@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,11 @@ def plain_step(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
     return _gradients(F.cross_entropy(model(x), y), model)
 
 
+@lru_cache(maxsize=64)
+def _values(rows: int, shape: tuple[int, ...], order: torch.memory_format) -> Tensor:
+    return torch.randn(rows, *shape).contiguous(memory_format=order)
+
+
 def _weight_floor(net: fastxai.Net, x: Tensor) -> float:
     """Seconds of the weight gradients of 4 N rows, each call at its fastest."""
     run, _ = net._backend(x)
@@ -76,8 +82,7 @@ def _weight_floor(net: fastxai.Net, x: Tensor) -> float:
 
             def backward(nu: Tensor, shape=shape, weight=weight, geometry=node.geometry) -> object:
                 last = nu.is_contiguous(memory_format=torch.channels_last)
-                order = torch.channels_last if last else torch.contiguous_format
-                values = torch.empty(nu.shape[0], *shape).to(memory_format=order)
+                values = _values(nu.shape[0], shape, torch.channels_last if last else torch.contiguous_format)
                 stride, padding, dilation, groups = geometry
                 mask = (False, True, False)
                 return torch.ops.aten.convolution_backward(
@@ -86,7 +91,7 @@ def _weight_floor(net: fastxai.Net, x: Tensor) -> float:
         else:
 
             def backward(nu: Tensor, shape=shape) -> object:
-                return nu.T @ torch.empty(nu.shape[0], *shape)
+                return nu.T @ _values(nu.shape[0], shape, torch.contiguous_format)
 
         total += _best("", {"backward": backward}, rows, node.shape, 0.0, x).seconds
     return total

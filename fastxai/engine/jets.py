@@ -195,10 +195,9 @@ class Linear(Node):
                 s.memory[self.index][1] = nu
             return
         x, started, added = s.memory[self.index]
-        pairs = [(mu, values) for mu, values in ((started, added), (nu, x)) if mu is not None]
-        if pairs:
-            mus, values = zip(*pairs, strict=True)
-            s.collect(self.slot, self.weight_grad(self.weight(s), torch.cat(mus), torch.cat(values)))
+        for mu, values in ((started, added), (nu, x)):
+            if mu is not None:
+                s.collect(self.slot, self.weight_grad(self.weight(s), mu, values))
 
 
 class Layer(Linear):
