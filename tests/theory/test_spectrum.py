@@ -240,7 +240,7 @@ def test_bad_arguments() -> None:
         theory.spectrum(net, x, steps=0)
     with pytest.raises(ValueError, match=r"pairs must be an int of at least 1, got 1\.5"):
         theory.spectrum(net, x, pairs=1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="probes must be an int of at least 1, got True"):
+    with pytest.raises(ValueError, match="probes must be a positive int, or None for all basis vectors, got True"):
         theory.frobenius_norm(net, x, probes=True)
     with pytest.raises(ValueError, match="kind must be one of 'rademacher', 'gaussian', got 'cauchy'"):
         theory.frobenius_norm(net, x, kind="cauchy")
