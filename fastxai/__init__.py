@@ -60,8 +60,19 @@ __all__ = [
 
 # Imported at first use: they need matplotlib, scikit-image or a registration with torch.
 _LAZY = (
-    "cli", "data", "evaluation", "metrics", "models", "ops", "report", "results", "studies", "theory", "training", "viz",
-)  # fmt: skip
+    "cli",
+    "data",
+    "evaluation",
+    "metrics",
+    "models",
+    "ops",
+    "report",
+    "results",
+    "studies",
+    "theory",
+    "training",
+    "viz",
+)
 
 
 def __getattr__(name: str) -> Any:
