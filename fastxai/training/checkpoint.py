@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -69,7 +70,7 @@ class Checkpoint:
         try:
             state = json.loads(file.read_text())
             return cls(load_file(file.with_name(state.pop("file"))), state)
-        except Exception as error:
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise ValueError(f"{file} must be a whole checkpoint, got {type(error).__name__}: {error}") from error
 
     def restore(self, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
