@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -16,10 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastxai import models
+from fastxai import _files, models
 from fastxai.cli._words import machine, table
 from fastxai.data import load_images
 from fastxai.engine import Net
@@ -335,28 +336,17 @@ def check_outputs(files: Sequence[Path]) -> None:
             raise UsageError(f"--out {file} must end in one of {' '.join(FIGURES + TENSORS)}")
         if file.is_dir():
             raise UsageError(f"--out {file} is a folder")
-        aside = _aside(file)
-        try:
-            aside.touch()
-            aside.unlink()
-        except OSError as error:
-            raise UsageError(f"--out {file} cannot be written: {error.strerror}") from error
+        with _writing(file):
+            tempfile.TemporaryFile(dir=file.parent).close()
 
 
-def _aside(file: Path) -> Path:
-    return file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
-
-
-def _write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write aside, then rename: whoever looks finds the old file or the new one, whole."""
-    aside = _aside(file)
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Raise what the system says of a file as UsageError."""
     try:
-        write(aside)
-        aside.replace(file)
+        yield
     except OSError as error:
         raise UsageError(f"--out {file} cannot be written: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_figure(files: Sequence[Path], draw: Callable[[], Any]) -> None:
@@ -365,16 +355,16 @@ def write_figure(files: Sequence[Path], draw: Callable[[], Any]) -> None:
     if pictures:
         figure = draw()
         for file in pictures:
-            _write_whole(file, lambda aside: figure.savefig(aside, dpi=150))
+            with _writing(file), _files.written_aside(file) as aside:
+                figure.savefig(aside, dpi=150, format=file.suffix[1:].lower())
 
 
 def write_tensors(files: Sequence[Path], tensors: dict[str, Tensor]) -> None:
     """Write the tensors to each .safetensors among the files."""
     for file in files:
         if file.suffix.lower() in TENSORS:
-            _write_whole(
-                file, lambda aside: save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, aside)
-            )
+            with _writing(file):
+                _files.write_tensors(file, tensors)
 
 
 def written(files: Sequence[Path]) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from fastxai import evaluation, studies
+from fastxai._files import write_tensors
 from fastxai.cli import _common, _evaluate, _study, train
 from fastxai.cli._common import UsageError
 from fastxai.cli._evaluate import Part
@@ -269,10 +270,7 @@ def _trained(made: Bench, network: str) -> Row:
     # What is measured is what the file holds.
     model.load_state_dict(half)
     row = _row(made, network, _study.digits_of(model), log, time.perf_counter() - began)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in half.items()}, aside, {ROW: json.dumps(dataclasses.asdict(row))})
-    aside.replace(file)
+    write_tensors(file, half, {ROW: json.dumps(dataclasses.asdict(row))})
     return row
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from fastxai import models
+from fastxai._files import write_tensors
 from fastxai.cli import _common
 from fastxai.cli._common import Stopped, UsageError
 from fastxai.cli._terms import TERMS, terms
@@ -64,9 +64,7 @@ def run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as error:
         raise Stopped(f"stopped; the same command goes on from {options.out}") from error
     file = options.out / "model.safetensors"
-    aside = file.with_suffix(".part")
-    save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, aside)
-    aside.replace(file)
+    write_tensors(file, model.state_dict())
     if options.json:
         print(json.dumps({"rows": rows, "weights": str(file)}))
     else:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ from PIL import Image
 
 from fastxai._check import require
 
-__all__ = ["PARTS", "SUFFIXES", "Read", "check_labels", "class_names", "digits", "numbered", "tiles", "written_aside"]
+__all__ = ["PARTS", "SUFFIXES", "Read", "check_labels", "class_names", "digits", "numbered", "tiles"]
 
 PARTS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -68,15 +65,3 @@ def check_labels(labels: np.ndarray, name: str, count: int) -> None:
     """Demand that every label is one of ``count`` classes."""
     wrong = labels[(labels < 0) | (labels >= count)]
     require(len(wrong) == 0, name, f"hold labels of 0 to {count - 1}", wrong[0] if len(wrong) else None)
-
-
-@contextmanager
-def written_aside(file: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes ``file`` once all went well; its folder is made if missing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        yield aside
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)

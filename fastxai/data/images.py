@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fastxai._check import require, tensor
-from fastxai.data._common import written_aside
+from fastxai._files import written_aside
 
 __all__ = ["fit", "fit_bytes", "load_image", "load_images", "save_png"]
 

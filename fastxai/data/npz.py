@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastxai._check import require
-from fastxai.data._common import PARTS, Read, check_labels, numbered, written_aside
+from fastxai._files import written_aside
+from fastxai.data._common import PARTS, Read, check_labels, numbered
 
 if TYPE_CHECKING:
     from fastxai.data.labelled import Labelled

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastxai import _check
+from fastxai._files import write_tensors
 from fastxai.engine import Net, compile
 from fastxai.engine.explain import LayerSample
 from fastxai.engine.rules import weight_name
@@ -25,16 +24,6 @@ __all__ = ["PatternTrainer", "Patterns"]
 ESTIMATORS = ("auto", "positive", "linear")
 _KIND = "fastxai patterns"
 _SUMS = "sums of a fastxai pattern trainer"
-
-
-def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write aside, then rename."""
-    aside = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, aside, metadata)
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _read(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -62,7 +51,7 @@ class Patterns:
 
     def save(self, file: str | Path) -> None:
         """Write the patterns as .safetensors, whole or not at all."""
-        _write(Path(file), dict(self.tensors), {"kind": _KIND})
+        write_tensors(file, self.tensors, {"kind": _KIND})
 
     @classmethod
     def load(cls, file: str | Path) -> Patterns:
@@ -220,7 +209,7 @@ class PatternTrainer:
             for kind, total in zip(moments.NAMES, moments.sums, strict=True)
         }
         tensors |= {f"{name}:weight": weight for name, weight in self._weights.items()}
-        _write(file, tensors, {"kind": _SUMS, "estimator": self.estimator, "batches": str(self.batches)})
+        write_tensors(file, tensors, {"kind": _SUMS, "estimator": self.estimator, "batches": str(self.batches)})
 
     def _restore(self, file: Path) -> None:
         tensors, metadata = _read(file, _SUMS)

@@ -6,7 +6,6 @@ import base64
 import html
 import importlib
 import io
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from fastxai._check import require
+from fastxai._files import written_aside
 from fastxai.report.blocks import Block, Panels, Picture, Section, Table, Text
 from fastxai.report.draw import INK
 from fastxai.report.findings import Findings
@@ -65,15 +65,10 @@ def page(title: str, source: str, sections: dict[str, Section]) -> str:
 
 
 def write(file: str | Path, text: str) -> Path:
-    """Write the page aside, then rename; return its path."""
+    """Write the page, whole or not at all; return its path."""
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with written_aside(file) as aside:
         aside.write_text(text, encoding="utf-8")
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
     return file
 
 

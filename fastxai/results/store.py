@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fastxai._check import require
+from fastxai._files import write_tensors, written_aside
 
 __all__ = ["ResultStore", "Row", "digest"]
 
@@ -120,12 +118,11 @@ class ResultStore:
         """
         file = self._file(row)
         text = json.dumps(_finite(asdict(row)), indent=1, allow_nan=False)
-        self.folder.mkdir(parents=True, exist_ok=True)
         if tensors:
-            whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-            _write_whole(file.with_suffix(".safetensors"), lambda aside: save_file(whole, aside))
+            write_tensors(file.with_suffix(".safetensors"), tensors)
         # The row comes last: whoever finds it finds its tensors.
-        _write_whole(file, lambda aside: aside.write_text(text + "\n"))
+        with written_aside(file) as aside:
+            aside.write_text(text + "\n")
         return file
 
     def rows(self, **wanted: Any) -> list[Row]:
@@ -162,18 +159,6 @@ class ResultStore:
 
     def _file(self, row: Row) -> Path:
         return self.folder / f"{row.name}.json"
-
-
-def _write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write aside, flush, rename."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        write(aside)
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> Row:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fastxai import _check
+from fastxai._files import write_tensors, written_aside
 from fastxai.training.objective import Objective
 
 __all__ = ["Checkpoint"]
@@ -46,13 +46,12 @@ class Checkpoint:
     def save(self, folder: str | Path) -> None:
         """Write both files aside, then rename them; the JSON, which names its tensors' file, last."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         epoch = self.state["epoch"]
         file = folder / f"{NAME}-{epoch}.safetensors"
-        whole = {name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}
-        _rename(file, lambda aside: save_file(whole, aside))
+        write_tensors(file, self.tensors)
         text = json.dumps({**self.state, "file": file.name}, indent=1)
-        _rename(folder / f"{NAME}.json", lambda aside: aside.write_text(text + "\n"))
+        with written_aside(folder / f"{NAME}.json") as aside:
+            aside.write_text(text + "\n")
         for old in folder.glob(f"{NAME}-*.safetensors"):
             if old != file:
                 old.unlink()
@@ -92,9 +91,3 @@ class Checkpoint:
         groups = optimizer.state_dict()["param_groups"]
         _check.require(len(groups) == 1, "optimizer", "have one group of parameters", len(groups))
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _rename(file: Path, write: Any) -> None:
-    aside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    write(aside)
-    aside.replace(file)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastxai import _check
+from fastxai._files import written_aside
 from fastxai.training.checkpoint import Checkpoint
 from fastxai.training.config import FitConfig
 from fastxai.training.dataset import Dataset
@@ -122,12 +123,10 @@ def _epoch(
 
 
 def _log(folder: Path, rows: list[dict[str, float]], *, board: bool) -> None:
-    aside = folder / ".log.csv.part"
-    with aside.open("w", newline="") as file:
+    with written_aside(folder / "log.csv") as aside, aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
-    aside.replace(folder / "log.csv")
     if board:
         from torch.utils.tensorboard import SummaryWriter
 

@@ -195,10 +195,10 @@ def test_methods_that_do_not_fit_the_model_are_left_out_unless_named(
 def test_unwritable_folder_is_refused_before_any_work(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_touch(*_: object, **__: object) -> None:
+    def no_file(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", no_touch)
+    monkeypatch.setattr("tempfile.TemporaryFile", no_file)
     monkeypatch.setattr(_common, "network", lambda options: pytest.fail("worked before it looked"))
     assert call("explain a.png --out map.png") == 2
     assert "--out map.png cannot be written: Permission denied" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mo
     def broken(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("fastxai.training.checkpoint.save_file", broken)
+    monkeypatch.setattr("fastxai._files.save_file", broken)
     with pytest.raises(OSError, match="disk full"):
         fit(objective(), data(), replace(CONFIG, epochs=2, schedule="constant"), out=tmp_path, progress=False)
     monkeypatch.undo()
