@@ -37,6 +37,7 @@ __all__ = [
     "device",
     "images",
     "imported",
+    "load",
     "machine",
     "maps",
     "network",
@@ -231,14 +232,14 @@ def imported(spec: str, name: str = "--model") -> nn.Module:
     return model
 
 
-def _load(model: nn.Module, weights: Path) -> None:
-    """Load a state dict; UsageError that lists what does not fit."""
+def load(model: nn.Module, weights: Path, name: str = "--weights") -> None:
+    """Load a state dict; UsageError names the option and lists what does not fit."""
     if not weights.is_file():
-        raise UsageError(f"--weights {weights}: no such file")
+        raise UsageError(f"{name} {weights}: no such file")
     try:
         found = load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"--weights {weights} is no safetensors file: {_first_line(error)}") from error
+        raise UsageError(f"{name} {weights} is no safetensors file: {_first_line(error)}") from error
     wanted = model.state_dict()
     problems = [
         ("missing", sorted(wanted.keys() - found.keys())),
@@ -246,15 +247,15 @@ def _load(model: nn.Module, weights: Path) -> None:
         (
             "of another shape",
             [
-                f"{name} {list(found[name].shape)} for {list(wanted[name].shape)}"
-                for name in sorted(wanted.keys() & found.keys())
-                if found[name].shape != wanted[name].shape
+                f"{key} {list(found[key].shape)} for {list(wanted[key].shape)}"
+                for key in sorted(wanted.keys() & found.keys())
+                if found[key].shape != wanted[key].shape
             ],
         ),
     ]
     listed = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
     if listed:
-        raise UsageError(f"--weights {weights} does not fit the model; {'; '.join(listed)}")
+        raise UsageError(f"{name} {weights} does not fit the model; {'; '.join(listed)}")
     model.load_state_dict(found)
 
 
@@ -279,7 +280,7 @@ def network(options: argparse.Namespace, channels: Sequence[int] = (3,)) -> Netw
     else:
         raise UsageError(f"--model must be demo, torchvision:NAME or package.module:function, got {options.model}")
     if options.weights is not None:
-        _load(recipe.model, options.weights)
+        load(recipe.model, options.weights)
     size, shorter = (recipe.size, recipe.shorter) if options.size is None else (options.size, options.size)
     if size < 1:
         raise UsageError(f"--size must be at least 1, got {size}")

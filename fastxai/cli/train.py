@@ -26,7 +26,7 @@ __all__ = ["add_arguments", "changed", "dataset", "network", "run", "trained"]
 
 TABLES = {
     "data": ("place", "mean", "std", "pad", "flip", "samples"),
-    "model": ("network", "activation", "beta", "initialise"),
+    "model": ("network", "activation", "beta", "initialisation", "weights"),
     "terms": tuple(TERMS),
     "fit": None,
 }
@@ -157,17 +157,31 @@ def dataset(found: Labelled, table: Mapping[str, Any], part: str) -> Dataset:
 
 
 def network(table: Mapping[str, Any], seed: int) -> nn.Module:
-    """Return the untrained network that the table "model" asks for."""
+    """Return the network that the table "model" asks for, with the weights that its training begins with.
+
+    Raises:
+        UsageError: it cannot be imported, or the file of weights does not fit.
+        ValueError: a setting is unknown, or two exclude each other.
+    """
     torch.manual_seed(seed)
     name, activation, beta = table.get("network", "cnn"), table.get("activation", "relu"), table.get("beta", 1.0)
     if activation not in ("relu", "softplus"):
         raise ValueError(f"[model] activation must be relu or softplus, got {activation}")
+    drawn, given = table.get("initialisation"), table.get("weights")
+    if drawn is not None and given is not None:
+        raise ValueError(f"[model] initialisation {drawn} and weights {given} exclude each other: give one of them")
+    if drawn is not None and drawn not in models.INITIALISATIONS:
+        raise ValueError(f"[model] initialisation must be one of {', '.join(models.INITIALISATIONS)}, got {drawn}")
     make = nn.ReLU if activation == "relu" else lambda: nn.Softplus(beta)
-    if name not in NETWORKS:
-        made = _common.imported(name, "[model] network")
-        return _activated(made, make) if "activation" in table else made
-    model = NETWORKS[name](make)
-    return models.he(model) if table.get("initialise", "he") == "he" else model
+    if name in NETWORKS:
+        model, drawn = NETWORKS[name](make), drawn or "he_normal"
+    else:
+        model = _common.imported(name, "[model] network")
+        model = _activated(model, make) if "activation" in table else model
+    if given is not None:
+        _common.load(model, Path(given), "[model] weights")
+        return model
+    return model if drawn is None else models.initialise(model, drawn)
 
 
 def _activated(model: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from fastxai._check import require
 
-__all__ = ["CNN", "MNISTCNN", "he"]
+__all__ = ["CNN", "MNISTCNN"]
 
 
 class CNN(nn.Sequential):
@@ -92,21 +91,3 @@ class MNISTCNN(nn.Sequential):
                 linear2=nn.Linear(1024, classes),
             )
         )
-
-
-@torch.no_grad()
-def he(model: nn.Module) -> nn.Module:
-    """Give every convolution and dense layer He's normal weights and zero biases, in place; return the model.
-
-    Four layers without batch norm shrink PyTorch's own initialisation.
-
-    >>> from fastxai.models import CNN, he
-    >>> float(he(CNN()).conv1.bias.abs().max())
-    0.0
-    """
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return model

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fastxai.cli import main, train
 from fastxai.cli._terms import terms
 from fastxai.data import Labelled, save_npz
+from fastxai.models import INITIALISATIONS
 from fastxai.training import AAT, AdvAAT, Dataset
 
 TOML = """
@@ -47,6 +48,8 @@ def build():
         torch.nn.Linear(16, 3),
     )
 """
+START = 'weights = "first/model.safetensors"\n\n'
+INITIALISED = {"initialisation": "glorot_normal"}
 
 
 @pytest.fixture
@@ -144,7 +147,28 @@ def test_builtin_network_and_initialisation() -> None:
     assert float(softplus.conv1.bias.detach().abs().max()) == 0  # type: ignore[union-attr, operator]
     same = train.network({"activation": "relu"}, 3)
     assert torch.equal(same.conv1.weight, softplus.conv1.weight)  # type: ignore[union-attr, arg-type]
-    assert not torch.equal(train.network({"initialise": "pytorch"}, 3).conv1.bias, same.conv1.bias)  # type: ignore[union-attr, arg-type]
+    drawn = {name: train.network({"initialisation": name}, 3).conv1.weight for name in INITIALISATIONS}  # type: ignore[union-attr]
+    assert torch.equal(drawn["he_normal"], same.conv1.weight)  # type: ignore[arg-type]
+    assert len({float(weight.detach().sum()) for weight in drawn.values()}) == 7  # type: ignore[union-attr, arg-type]
+
+
+def test_an_imported_network_is_initialised_where_that_is_asked_for(folder: Path) -> None:
+    own, zero = (train.network({"network": "tinysmooth:build", **more}, 3)[4].bias for more in ({}, INITIALISED))  # type: ignore[index]
+    assert float(own.abs().min()) > 0 and float(zero.abs().max()) == 0
+
+
+def test_training_starts_from_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a step size of 0 the network stays where it began."""
+    assert main(words("first")) == 0
+    Path("still.toml").write_text(TOML.replace("lr = 0.05", "lr = 0.0").replace("[terms]", f"{START}[terms]"))
+    assert main(["train", "--config", "still.toml", "--out", "second"]) == 0
+    first, second = (load_file(f"{name}/model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(train.network({"network": "tinysmooth:build"}, 3)[4].bias, first["4.bias"])  # type: ignore[index]
+    # Half as many digits are enough to begin with.
+    save_file({name: tensor.half() for name, tensor in first.items()}, "half.safetensors")
+    half = train.network({"network": "tinysmooth:build", "weights": "half.safetensors"}, 3)
+    assert half[4].bias.dtype == torch.float32 and torch.equal(half[4].bias, first["4.bias"].half().float())  # type: ignore[index]
 
 
 def test_the_network_for_mnist_is_trained_and_attacked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +200,19 @@ def test_the_network_for_mnist_is_trained_and_attacked(folder: Path, capsys: pyt
         (('place = "npz:data.npz"', 'place = "npz:none.npz"'), "none.npz"),
         (('place = "npz:data.npz"\n', ""), "[data] place must say where the images are"),
         (('"tinysmooth:build"', '"tinysmooth:absent"'), "[model] network tinysmooth:absent cannot be imported"),
+        (('"tinysmooth:build"', '"tinysmooth:build"\ninitialise = "he"'), "[model] initialise must be one of network"),
+        (('"tinysmooth:build"', '"cnn"\ninitialisation = "he"'), "[model] initialisation must be one of pytorch"),
+        (('"tinysmooth:build"', '"cnn"\nweights = "none.safetensors"'), "weights none.safetensors: no such file"),
+        (('"tinysmooth:build"', '"cnn"\nweights = "run.toml"'), "[model] weights run.toml is no safetensors file"),
+        (
+            ('"tinysmooth:build"', '"tinysmooth:build"\nweights = "other.safetensors"'),
+            "does not fit the model; missing: 0.bias, 4.bias; unexpected: 1.weight; "
+            "of another shape: 4.weight [3, 3] for [3, 16]",
+        ),
+        (
+            ('"tinysmooth:build"', '"cnn"\nweights = "other.safetensors"\ninitialisation = "uniform"'),
+            "[model] initialisation uniform and weights other.safetensors exclude each other",
+        ),
         (("probes = 2", "probes = 0"), "probes must be a positive int"),
         (("probes = 2", "draws = 2"), "draws"),
         (("batch = 8", "batch = 800"), "data must hold a batch of 800"),
@@ -184,6 +221,8 @@ def test_the_network_for_mnist_is_trained_and_attacked(folder: Path, capsys: pyt
 )
 def test_wrong_files(folder: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str) -> None:
     assert change[0] in TOML
+    shapes = {"0.weight": (4, 3, 3, 3), "1.weight": (3,), "4.weight": (3, 3)}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, "other.safetensors")
     Path("run.toml").write_text(TOML.replace(*change))
     assert main(words("out")) == 2
     assert message in capsys.readouterr().err
