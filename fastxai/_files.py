@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,7 +35,11 @@ def written_aside(file: str | Path) -> Iterator[Path]:
 
 
 def write_tensors(file: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a .safetensors; tensors that share memory, which the format does not know, are written out each."""
+    """Write a .safetensors; tensors that share memory, which the format does not know, are written out each.
+
+    Raises:
+        OSError: the folder does not take the file.
+    """
     copies: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -43,4 +48,8 @@ def write_tensors(file: str | Path, tensors: Mapping[str, Tensor], metadata: dic
         copies[name] = whole.clone() if storage in seen else whole
         seen.add(storage)
     with written_aside(file) as aside:
-        save_file(copies, aside, metadata)
+        try:
+            save_file(copies, aside, metadata)
+        except SafetensorError as error:
+            # So it calls a full disk.
+            raise OSError(str(error)) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from fastxai import _files
@@ -80,7 +80,7 @@ def test_tensors_that_cannot_be_written_leave_the_old_file(tmp_path: Path, monke
 
     def full(tensors: object, aside: Path, metadata: object) -> None:
         aside.write_bytes(b"half")
-        raise OSError("no space left on device")
+        raise SafetensorError("Error while serializing: I/O error: no space left on device")
 
     monkeypatch.setattr(_files, "save_file", full)
     with pytest.raises(OSError, match="no space left"):
