@@ -24,6 +24,8 @@ METHODS = ("gradient", "input_x_gradient", "integrated_gradients", "guided_backp
 ROBUSTNESS_METHODS = ("integrated_gradients",)
 LEVELS = (0.005, 0.01, 0.025)
 SIMILARITIES = ("pcc", "ssim", "mse")
+# What only random noise and the Hessian have use for.
+OF_NOISE = {"noise": KINDS[0], "levels": LEVELS, "probes": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,17 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="attack predictions and maps in place of adding noise, with the settings for this data set",
     )
     parser.add_argument("--patterns", type=Path, metavar="FILE", help="patterns of the model, for pattern_attribution")
-    parser.add_argument("--noise", choices=KINDS, default=KINDS[0], help=f"kind of the noise (default: {KINDS[0]})")
+    parser.add_argument("--noise", choices=KINDS, help=f"kind of the noise (default: {KINDS[0]})")
     parser.add_argument(
         "--levels",
         type=float,
         nargs="+",
-        default=LEVELS,
         metavar="NU",
         help=f"amounts of noise, as a share of the range of values (default: {' '.join(map(str, LEVELS))})",
     )
     parser.add_argument(
-        "--probes", type=int, default=1, help="random directions an image for the norm of the Hessian (default: 1)"
+        "--probes", type=int, help="random directions an image for the norm of the Hessian (default: 1)"
     )
     parser.add_argument("--batch", type=int, default=100, help="images a row, computed together (default: 100)")
     _common.add_model(parser)
@@ -77,7 +78,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """UsageError names what is wrong; repeated methods and levels count once."""
+    """Fill in the defaults; UsageError names what is wrong; repeated methods and levels count once."""
+    for name, default in OF_NOISE.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+        elif options.robustness is not None:
+            raise UsageError(f"--{name} does not go with --robustness, which adds no noise and takes no Hessian")
     for name in ("images", "batch", "probes"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -167,6 +167,9 @@ def test_the_presets_are_those_of_the_attack() -> None:
         (f"{GREY} --mean .5 .5 --out x", "--mean must have one value a channel, got 0.5 0.5"),
         (f"{GREY} --mean .5 .5 .5 --out x", "does not take images [1, 3, 8, 8] (--size)"),
         (f"{GREY.replace('--size 8', '--size 5')} --out x", "take images [1, 3, 5, 5] or [1, 1, 5, 5] (--size)"),
+        (f"{ROBUST} --noise gaussian --out x", "--noise does not go with --robustness"),
+        (f"{ROBUST} --levels 0.005 0.01 0.025 --out x", "--levels does not go with --robustness"),
+        (f"{ROBUST} --probes 1 --out x", "--probes does not go with --robustness"),
         (f"--model painted:build {MODEL} --data npz:data.npz --robustness mnist --std 1 --out x", "--std must have"),
     ],
 )
