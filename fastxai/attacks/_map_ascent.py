@@ -64,7 +64,7 @@ class MapAscent(Ascent):
         net = self.explainer.net
         if self.beta is None or net.activation is not None or net.surrogate is not None:
             return net
-        return Net(net._core, None, self.beta, "curvature", net.base)
+        return net.with_surrogate("curvature", self.beta)
 
     def difference(self) -> Dissimilarity:
         """Return d_s as a function."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastxai import _check
 
-__all__ = ["Target", "classes", "inputs"]
+__all__ = ["Target", "classes", "inputs", "sharpness"]
 
 Target = int | Tensor | None
 
@@ -45,3 +45,21 @@ def classes(target: int | Tensor, x: Tensor) -> Tensor:
         return target.to(x.device, torch.long)
     _check.require(isinstance(target, int), "target", "be an int, a LongTensor [N] or None", target, TypeError)
     return torch.full((x.shape[0],), target, dtype=torch.long, device=x.device)
+
+
+def sharpness(activation: str | None, beta: float | None, surrogate: str | None) -> float | None:
+    """Return the beta of a view with these settings, None where it has none.
+
+    Raises:
+        ValueError: a setting is unknown, or two contradict each other.
+    """
+    if activation is not None:
+        _check.one_of(activation, "activation", ("softplus",))
+        _check.require(surrogate is None, "surrogate", "be None beside activation=", surrogate)
+    if surrogate is not None:
+        _check.one_of(surrogate, "surrogate", ("curvature", "none"))
+    needed = activation == "softplus" or surrogate == "curvature"
+    alone = beta is not None and not needed
+    _check.require(not alone, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
+    _check.require(not needed or beta is not None, "beta", "be given with this activation or surrogate", beta)
+    return None if beta is None else _check.positive(beta, "beta")

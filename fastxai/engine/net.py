@@ -44,17 +44,8 @@ class Net:
     def __init__(
         self, core: Core, activation: str | None, beta: float | None, surrogate: str | None, base: Net | None = None
     ) -> None:
-        if activation is not None:
-            _check.one_of(activation, "activation", ("softplus",))
-            _check.require(surrogate is None, "surrogate", "be None beside activation=", surrogate)
-        if surrogate is not None:
-            _check.one_of(surrogate, "surrogate", ("curvature", "none"))
-        needs_beta = activation == "softplus" or surrogate == "curvature"
-        alone = beta is not None and not needs_beta
-        _check.require(not alone, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
-        _check.require(not needs_beta or beta is not None, "beta", "be given with this activation or surrogate", beta)
+        self.beta = arguments.sharpness(activation, beta, surrogate)
         self._core, self.activation, self.surrogate = core, activation, surrogate
-        self.beta = None if beta is None else _check.positive(beta, "beta")
         self.base: Net = self if base is None else base
         self._rules: dict[Any, tuple[Activation, ...]] = {}
         self._warned = False
@@ -91,6 +82,15 @@ class Net:
         """
         return Net(self._core, activation, beta, None, self.base)
 
+    def with_surrogate(self, surrogate: str | None, beta: float | None = None) -> Net:
+        """Return a view like ``with_activation``'s where s'' alone differs from the model's own (see ``compile``).
+
+        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()))
+        >>> net.with_surrogate("curvature", beta=2.0).surrogate
+        'curvature'
+        """
+        return Net(self._core, None, beta, surrogate, self.base)
+
     def _view(self, act: Activation) -> Activation:
         """Return the activation that this view uses in place of the model's own."""
         if act.name not in RELU_LIKE:
@@ -116,7 +116,7 @@ class Net:
     def _check_target(self, target: Target, x: Tensor) -> Tensor | None:
         """Return the target as a LongTensor [N], or None for the highest score of this view's own model."""
         if target is None:
-            return None if self.base is self else self.base(x).argmax(1)
+            return None if self.activation is None else self.base(x).argmax(1)
         return arguments.classes(target, x)
 
     def __call__(self, x: Tensor) -> Tensor:

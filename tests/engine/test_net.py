@@ -68,6 +68,27 @@ class TestViews:
         assert torch.equal(back.gradient(x), net.gradient(x))
         assert back.beta is None and soft.beta == 1.0 and soft.base is net and soft.model is model
 
+    def test_with_surrogate(self) -> None:
+        model, x = small(), batch()
+        net = fastxai.compile(model)
+        v, bent = directions(x, 1)[0], fastxai.compile(model, surrogate="curvature", beta=2.0)
+        for start in (net, net.with_activation("softplus", 1.0)):
+            view = start.with_surrogate("curvature", 2.0)
+            assert (view.surrogate, view.beta, view.activation) == ("curvature", 2.0, None) and view.base is net
+            assert torch.equal(view(x), net(x)) and torch.equal(view.gradient(x), net.gradient(x))
+            assert torch.equal(view.hvp(x, v), bent.hvp(x, v)) and view.hvp(x, v).abs().max() > 0
+        assert net.with_surrogate("none").hvp(x, v).abs().max() == 0
+        assert net.with_surrogate(None).surrogate is None
+        rejects(ValueError, "surrogate | curvature | none | 'wave'", lambda: net.with_surrogate("wave", 1.0))
+        rejects(ValueError, "beta | be given | None", lambda: net.with_surrogate("curvature"))
+        rejects(ValueError, "beta | positive | 0", lambda: net.with_surrogate("curvature", 0.0))
+
+    def test_a_surrogate_runs_no_second_pass_for_its_class(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        net, x = fastxai.compile(small()), batch()
+        view = net.with_surrogate("curvature", 2.0)
+        monkeypatch.setattr(type(net), "__call__", lambda *_: pytest.fail("the scores of the pass say the class"))
+        view.hvp(x, x)
+
     def test_none_surrogate_is_flat_without_a_warning(self) -> None:
         net = fastxai.compile(small(), surrogate="none")
         with warnings.catch_warnings():
