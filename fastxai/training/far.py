@@ -76,16 +76,16 @@ class FAR(Term):
         self.adversarial = isinstance(attack, AdversarialIFIA)
         self.attack = replace(attack, lambda_=lambda_) if isinstance(attack, AdversarialIFIA) else attack
         self.lambda_, self.outer, self.target_map = lambda_, outer, target_map
-        self._parts: tuple[Tensor | None, Tensor | None] = None, None
 
     def prepare(self, batch: Batch) -> None:
         """Attack, explain, and offer the scores of the pass at x."""
-        self._parts = None, None
+        batch.keep(self, self._parts(batch))
+
+    def _parts(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Return the scores whose cross-entropy counts (None: those at x), and d_s [N] (None: without weight)."""
         attack = self._bound(batch)
         if self.lambda_ == 0:
-            if self.adversarial:
-                self._parts = batch.net.differentiable_scores(self.perturbed(attack, batch)), None
-            return
+            return batch.net.differentiable_scores(self.perturbed(attack, batch)) if self.adversarial else None, None
         target = None if self.target_map is None else self.target_map(batch)
         images = self.perturbed(attack, batch, target)
         view = attack.view() if self.outer == "curvature" else attack.explainer.net
@@ -100,7 +100,7 @@ class FAR(Term):
         distance = attack.distance(h, goal, given=target is not None)
         if self.adversarial and not shared:
             scores = batch.net.differentiable_scores(images)
-        self._parts = scores if self.adversarial else None, distance
+        return scores if self.adversarial else None, distance
 
     def perturbed(self, attack: IFIA | AdversarialIFIA, batch: Batch, target: Tensor | None = None) -> Tensor:
         """Return the images x~ of this batch's attack, of x's shape and without a graph."""
@@ -121,6 +121,6 @@ class FAR(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the mean over the batch."""
-        (scores, distance), self._parts = self._parts, (None, None)
+        scores, distance = batch.kept(self)
         loss = functional.cross_entropy(batch.scores if scores is None else scores, batch.y)
         return loss if distance is None else loss + self.lambda_ * distance.mean()

@@ -53,14 +53,14 @@ class HessianNorm(Term):
         _check.require(isinstance(seed, int), "seed", "be an int", seed, TypeError)
         _check.require(direction is None or callable(direction), "direction", "be callable", direction, TypeError)
         self.probes, self.kind, self.of, self.seed, self.direction = probes, kind, of, seed, direction
-        self._products: Tensor | None = None
 
     def prepare(self, batch: Batch) -> None:
         """Multiply, and offer the scores of the pass."""
         target = None if self.of == "winner" else batch.y
         output = "cross_entropy" if self.of == "loss" else "logit"
         v = self._directions(batch).detach()
-        self._products, _, scores = batch.net.differentiable_hvp(batch.x, v, target, output=output)
+        hv, _, scores = batch.net.differentiable_hvp(batch.x, v, target, output=output)
+        batch.keep(self, hv)
         batch.offer(scores)
 
     def _directions(self, batch: Batch) -> Tensor:
@@ -71,6 +71,5 @@ class HessianNorm(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the mean over samples and directions."""
-        hv, self._products = self._products, None
-        assert hv is not None
+        hv = batch.kept(self)
         return hv.square().sum() / (hv.numel() // batch.x[0].numel())

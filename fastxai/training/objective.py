@@ -35,6 +35,7 @@ class Batch:
     def __init__(self, net: Net, x: Tensor, y: Tensor, index: Tensor, step: int) -> None:
         self.net, self.x, self.y, self.index, self.step = net, x, y, index, step
         self._scores: Tensor | None = None
+        self._kept: dict[int, Any] = {}
 
     def offer(self, scores: Tensor) -> None:
         """Let other terms use the scores of a pass in eval mode, where the model's own mode would give the same."""
@@ -52,6 +53,16 @@ class Batch:
         if self._scores is None:
             self._scores = self.net.differentiable_scores(self.x)
         return self._scores
+
+    def keep(self, term: Term, made: Any) -> None:
+        """Hold what a term's ``prepare`` made until the term is evaluated."""
+        self._kept[id(term)] = made
+
+    def kept(self, term: Term) -> Any:
+        """Return what ``keep`` got from this term, which prepares it now if it did not before."""
+        if id(term) not in self._kept:
+            term.prepare(self)
+        return self._kept[id(term)]
 
 
 class Term(ABC):
@@ -79,7 +90,10 @@ class Term(ABC):
         return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
     def prepare(self, batch: Batch) -> None:  # noqa: B027 (most terms have nothing to share)
-        """Run what other terms may share; called for every term before the first is evaluated."""
+        """Run what other terms may share; called for every term before the first is evaluated.
+
+        Terms hold no tensors of their own: what is made here goes to ``batch.keep``.
+        """
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:

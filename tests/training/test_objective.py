@@ -197,6 +197,19 @@ def test_a_term_of_ones_own() -> None:
     assert MapNorm().name == "map_norm" and (2 * MapNorm() * 3).weight == 6
 
 
+def test_terms_hold_nothing_of_a_batch() -> None:
+    """A term serves several objectives, and can be evaluated without any."""
+    model, (x, y) = mlp(), batch()
+    net, term = fastxai.compile(model), HessianNorm(2, seed=1)
+    before = dict(vars(term))
+    one, other = Objective(net, [term]), Objective(net, [0.5 * term, CrossEntropy()])
+    values = one(x, y), other(x, y)
+    assert vars(term) == before
+    given = Batch(net, x, y, torch.arange(5), step=0)
+    assert torch.equal(term(given), values[0])
+    assert torch.equal(0.5 * values[0] + F.cross_entropy(given.scores, y), values[1])
+
+
 def test_under_distributed_data_parallel() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
