@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastxai import _check
 
-__all__ = ["BACKENDS", "available", "backend", "extension", "pick"]
+__all__ = ["BACKENDS", "available", "backend", "chosen", "extension", "pick"]
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _DTYPES = {
@@ -69,6 +69,11 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         _override.reset(token)
+
+
+def chosen() -> str | None:
+    """Return the backend that ``backend`` is in force for, or None."""
+    return _override.get()
 
 
 def pick(x: Tensor) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastxai import _check
 
-__all__ = ["Target", "classes", "inputs", "sharpness"]
+__all__ = ["Target", "classes", "directions", "in_range", "inputs", "sharpness"]
 
 Target = int | Tensor | None
 
@@ -45,6 +45,30 @@ def classes(target: int | Tensor, x: Tensor) -> Tensor:
         return target.to(x.device, torch.long)
     _check.require(isinstance(target, int), "target", "be an int, a LongTensor [N] or None", target, TypeError)
     return torch.full((x.shape[0],), target, dtype=torch.long, device=x.device)
+
+
+def in_range(target: Tensor, classes: int) -> None:
+    """Check classes [N] against their number.
+
+    Raises:
+        ValueError: one lies outside 0 .. classes - 1.
+    """
+    low, high = torch.stack([target.min(), target.max()]).tolist()
+    _check.require(low >= 0 and high < classes, "target", f"lie in 0 .. {classes - 1}", f"{low} .. {high}")
+
+
+def directions(v: Tensor, x: Tensor) -> Tensor:
+    """Return directions v, of x's shape or [S, N, ...], as [S, N, ...].
+
+    Raises:
+        TypeError: v is no floating point tensor.
+        ValueError: its shape does not fit, or it has another dtype or device than x.
+    """
+    _check.same_place(_check.tensor(v, "v"), "v", x, "x")
+    several = v.dim() == x.dim() + 1
+    fits = v.shape[several:] == x.shape
+    _check.require(fits, "v", f"have shape {list(x.shape)} or [S, N, ...]", list(v.shape))
+    return v if several else v[None]
 
 
 def sharpness(activation: str | None, beta: float | None, surrogate: str | None) -> float | None:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastxai import _check
+from fastxai.engine.capture import Graphs
 from fastxai.engine.core import Core, Statistics
 from fastxai.engine.net import Net
 
@@ -21,6 +22,7 @@ def compile(
     surrogate: str | None = None,
     *,
     fallback: bool = False,
+    capture: bool = False,
 ) -> Net:
     """Compile a classifier for fast first and second derivatives.
 
@@ -33,6 +35,9 @@ def compile(
         surrogate: how ReLU-like activations bend at order 1: "curvature" ([F]: s'' = beta p(1-p), forward and map are
             ReLU's) or "none" (s'' = 0 on purpose); an error beside ``activation``.
         fallback: run everything on plain autograd (maps are then differentiable any number of times).
+        capture: on a GPU, record scores, gradients, Hessian-vector products and the iterations of attacks in CUDA
+            graphs at their third call for a shape, and replay them: for networks and batches so small that launching
+            takes longer than computing. The same numbers; each of the eight graphs kept holds memory of its own.
 
     Raises:
         TypeError: model is no module.
@@ -45,7 +50,8 @@ def compile(
     _check.require(isinstance(model, nn.Module), "model", "be a torch.nn.Module", type(model).__name__, TypeError)
     if std is not None:
         _check.require(bool((torch.as_tensor(std) > 0).all()), "std", "be positive", std)
-    base = Net(Core(model, mean, std, fallback=fallback), None, None, None)
+    graphs = Graphs() if capture else None
+    base = Net(Core(model, mean, std, fallback=fallback, graphs=graphs), None, None, None)
     if activation is None and surrogate is None:
         _check.require(beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
         return base

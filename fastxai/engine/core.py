@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastxai.engine.capture import Graphs
 from fastxai.engine.explain import RuleRuntime
 from fastxai.engine.fallback import Fallback
 from fastxai.engine.graph import Graph, build
@@ -55,8 +56,10 @@ class Report:
 class Core:
     """What all views of one model share: its traces and runtimes by input shape, and its input preparation."""
 
-    def __init__(self, model: nn.Module, mean: Statistics, std: Statistics, *, fallback: bool) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module, mean: Statistics, std: Statistics, *, fallback: bool, graphs: Graphs | None = None
+    ) -> None:
+        self.model, self.graphs = model, graphs
         self.mean = None if mean is None else torch.as_tensor(mean, dtype=torch.float64)
         self.std = None if std is None else torch.as_tensor(std, dtype=torch.float64)
         self.reason = "asked for by fallback=True" if fallback else ""
@@ -129,6 +132,23 @@ class Core:
                     f"{kind} cannot be explained by rules, which have no autograd fallback: {error}"
                 ) from error
         return known[shape, dtype]
+
+    def launch(
+        self, name: str, run: Any, acts: Any, function: Callable[..., Any], x: Tensor, *others: Tensor | None
+    ) -> Any:
+        """Return ``function(x, *others)``, which uses a runtime's weights: by a captured graph, if there are such."""
+        if self.graphs is None or not isinstance(run, Runtime) or not self.graphs.serves(x):
+            return function(x, *others)
+        return self.graphs(name, function, (x, *others), (run, acts), run.weights.tensors(x))
+
+    def refresh(self) -> None:
+        """Rebuild every derived weight at the next call."""
+        for runtime, _ in self.runtimes.values():
+            if runtime is not None:
+                runtime.weights.refresh()
+        for runtimes in self.rule_runtimes.values():
+            for runtime in runtimes.values():
+                runtime.weights.refresh()
 
     def _fall_back(self, rows: tuple[tuple[str, str, str], ...], reason: str) -> tuple[None, Report]:
         if reason not in self.announced:

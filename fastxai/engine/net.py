@@ -19,7 +19,7 @@ from fastxai.engine.explain import SEEDS, LayerSample
 from fastxai.engine.fallback import Fallback
 from fastxai.engine.graph import FLAT
 from fastxai.engine.heads import Head, Output, head
-from fastxai.engine.products import Products
+from fastxai.engine.products import products
 from fastxai.engine.rules import Composite
 from fastxai.engine.runtime import Runtime
 from fastxai.kernels.activation import RELU_LIKE, Activation
@@ -122,7 +122,7 @@ class Net:
     def __call__(self, x: Tensor) -> Tensor:
         """Return the scores g(x) [N, K]."""
         run, acts = self._backend(self._check_input(x))
-        return run.scores(x.detach(), acts)
+        return self._core.launch("the scores", run, acts, lambda x: run.scores(x, acts), x.detach())
 
     def gradient(self, x: Tensor, target: Target = None) -> Tensor:
         """Return nabla g_k(x), of x's shape.
@@ -166,8 +166,15 @@ class Net:
         >>> net.hvp(torch.zeros(5, 4), torch.ones(3, 5, 4), 0).shape
         torch.Size([3, 5, 4])
         """
-        with torch.no_grad():
-            return self._products(self._check_input(x).detach(), v, target, "logit", parameters=False)[0]
+        f, x = head("logit"), self._check_input(x).detach()
+        run, acts, vs, chosen = self._start(x, v, target, f)
+
+        def product(x: Tensor, v: Tensor, target: Tensor | None) -> Tensor:
+            with torch.no_grad():
+                return products(run, f, target, acts).differentiable(x, v, parameters=False)[0]
+
+        hv = self._core.launch("the Hessian-vector product", run, acts, product, x, vs.detach(), chosen)
+        return hv if v.dim() > x.dim() else hv[0]
 
     def differentiable_hvp(
         self, x: Tensor, v: Tensor, target: Target = None, *, output: Output = "logit", parameters: bool = True
@@ -194,21 +201,20 @@ class Net:
         """
         known = self.surrogate != "curvature"
         _check.require(known, "surrogate", "not be 'curvature' where H v is differentiated", self.surrogate)
-        return self._products(self._check_input(x), v, target, output, parameters=parameters)
+        f = head(output)
+        run, acts, vs, chosen = self._start(self._check_input(x), v, target, f)
+        hv, gradient, scores = products(run, f, chosen, acts).differentiable(x, vs, parameters=parameters)
+        return hv if v.dim() > x.dim() else hv[0], gradient, scores
 
-    def _products(
-        self, x: Tensor, v: Tensor, target: Target, output: Output, *, parameters: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        _check.same_place(_check.tensor(v, "v"), "v", x, "x")
-        several = v.dim() == x.dim() + 1
-        fits = v.shape[several:] == x.shape
-        _check.require(fits, "v", f"have shape {list(x.shape)} or [S, N, ...]", list(v.shape))
+    def _start(
+        self, x: Tensor, v: Tensor, target: Target, f: Head
+    ) -> tuple[Runtime | Fallback, Any, Tensor, Tensor | None]:
+        """Return what runs x, the view's activations, the directions [S, N, ...] and the classes."""
+        vs = arguments.directions(v, x)
         run, acts = self._backend(x)
-        chosen, f = self._chosen(run, x.detach(), target), head(output)
+        chosen = self._chosen(run, x.detach(), target)
         self._warn_if_flat(run, acts, f)
-        made = Products(run, f, chosen, acts) if isinstance(run, Runtime) else run.products(f, chosen, acts)
-        hv, gradient, scores = made.differentiable(x, v if several else v[None], parameters=parameters)
-        return hv if several else hv[0], gradient, scores
+        return run, acts, vs, chosen
 
     def hessian_norm(
         self,
@@ -246,9 +252,6 @@ class Net:
         squares = [self.hvp(x, v, target).flatten(2).square().sum((0, 2)) for v in some]
         return (torch.stack(squares).sum(0) / (probes or 1)).sqrt()
 
-    def _classes(self, run: Runtime | Fallback, x: Tensor) -> int:
-        return run.graph.nodes[-1].shape[0] if isinstance(run, Runtime) else run.scores(x[:1], self._view).shape[1]
-
     def _warn_if_flat(self, run: Runtime | Fallback, acts: Any, f: Head) -> None:
         if self._warned or self.surrogate is not None or not f.linear or not isinstance(run, Runtime):
             return
@@ -257,8 +260,10 @@ class Net:
             warnings.warn(FLAT, stacklevel=4)
 
     def _gradient(self, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        run, acts = self._backend(self._check_input(x))
-        return run.gradient(x.detach(), self._chosen(run, x.detach(), target), acts)
+        x = self._check_input(x).detach()
+        run, acts = self._backend(x)
+        chosen = self._chosen(run, x, target)
+        return self._core.launch("the gradient", run, acts, lambda x, target: run.gradient(x, target, acts), x, chosen)
 
     def differentiable_gradient(
         self, x: Tensor, target: Target = None, *, parameters: bool = True
@@ -370,9 +375,8 @@ class Net:
         chosen = self._check_target(target, x)
         # On a GPU reading the range would stop the host; scatter's own assertion guards it there.
         if target is not None and chosen is not None and chosen.numel() and chosen.device.type == "cpu":
-            low, high = torch.stack([chosen.min(), chosen.max()]).tolist()
-            classes = self._classes(run, x)
-            _check.require(low >= 0 and high < classes, "target", f"lie in 0 .. {classes - 1}", f"{low} .. {high}")
+            last = run.graph.nodes[-1].shape if isinstance(run, Runtime) else run.scores(x[:1], self._view).shape[1:]
+            arguments.in_range(chosen, last[0])
         return chosen
 
     def report(self, x: Tensor | Sequence[int] | None = None) -> Report:
@@ -385,16 +389,10 @@ class Net:
         if x is None:
             _check.require(bool(self._core.runtimes), "x", "be given: the net has seen no input yet", None)
             return self._core.runtimes[self._core.last][1]
-        if isinstance(x, Tensor):
-            return self._core.runtime(tuple(x.shape[1:]), x.dtype, second)[1]
-        first = next(self.model.parameters(), torch.empty(0))
-        return self._core.runtime(tuple(x), first.dtype, second)[1]
+        like = x if isinstance(x, Tensor) else next(self.model.parameters(), torch.empty(0))
+        shape = x.shape[1:] if isinstance(x, Tensor) else x
+        return self._core.runtime(tuple(shape), like.dtype, second)[1]
 
     def refresh(self) -> None:
         """Rebuild every derived weight at the next call: needed after edits through ``.data`` only."""
-        for runtime, _ in self._core.runtimes.values():
-            if runtime is not None:
-                runtime.weights.refresh()
-        for runtimes in self._core.rule_runtimes.values():
-            for runtime in runtimes.values():
-                runtime.weights.refresh()
+        self._core.refresh()

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastxai.engine.fallback import Fallback
 from fastxai.engine.heads import Head
 from fastxai.engine.jets import Sweep
 from fastxai.engine.runtime import Activations, Extend, Runtime, dense, numeric
 from fastxai.engine.weights import Weights
 
-__all__ = ["Products"]
+__all__ = ["Products", "products"]
 
 
 @dataclass
@@ -121,6 +122,11 @@ class Products:
         for term in (None if twist is None else twist.view_as(z_v).sum(0), scores_bar):
             nu_0 = nu_0 if term is None else term if nu_0 is None else nu_0 + term
         return torch.cat([torch.zeros_like(z) if nu_0 is None else nu_0, nu_v])
+
+
+def products(run: Runtime | Fallback, f: Head, target: Tensor | None, acts: Any) -> Any:
+    """Return what multiplies on the engine, or on autograd."""
+    return Products(run, f, target, acts) if isinstance(run, Runtime) else run.products(f, target, acts)
 
 
 def _along(derivative: Any, z: Tensor, target: Tensor, *directions: Tensor) -> Tensor | None:

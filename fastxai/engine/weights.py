@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 __all__ = ["Apply", "Constant", "Expr", "Source", "Weights", "evaluate", "shape_of", "sources", "unscaled", "version"]
 
@@ -142,6 +142,7 @@ class Weights:
         self._owned: set[int] = set()  # storages of derived weights that no tensor of the model shares
         self._place: tuple[torch.dtype, torch.device] | None = None
         self._prepared: list[Any] = [None] * len(nodes)
+        self._flat: tuple[int, tuple[Tensor, ...]] = 0, ()
         self.generation = 0
 
     def refresh(self) -> None:
@@ -170,6 +171,13 @@ class Weights:
         self._seen, self._state, self._place = tensors, state, place
         self.generation += 1
         return self._prepared
+
+    def tensors(self, like: Tensor) -> tuple[Tensor, ...]:
+        """Return all tensors of ``prepared`` side by side: the same tuple again where nothing was rebuilt."""
+        prepared = self.prepared(like)
+        if self._flat[0] != self.generation:
+            self._flat = self.generation, tuple(x for x in tree_leaves(prepared) if isinstance(x, Tensor))
+        return self._flat[1]
 
     def marks(self) -> list[tuple[Tensor, int]]:
         """Return every source with its version, to tell later whether one was changed in place."""
