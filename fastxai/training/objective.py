@@ -6,6 +6,7 @@ import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -16,9 +17,18 @@ from fastxai.engine import Net
 
 __all__ = ["Batch", "Objective", "Term"]
 
-# Modules that compute something else in training mode. Scores of the engine, which is always in eval mode, cannot stand
-# for theirs.
-_MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase)
+
+@cache
+def _modal(kind: type[nn.Module]) -> bool:
+    """Return whether modules of this class may compute something else in training mode: their code asks for it.
+
+    Batch norms and dropouts do, stochastic depth, attention, and ``functional.dropout(x, training=self.training)``.
+    """
+    if issubclass(kind, torch.jit.ScriptModule):
+        return True
+    own = (vars(base).values() for base in kind.__mro__ if base not in nn.Module.__mro__)
+    codes = (getattr(one, "__code__", None) for values in own for one in values)
+    return any(code is not None and "training" in code.co_names for code in codes)
 
 
 class Batch:
@@ -45,7 +55,7 @@ class Batch:
     @property
     def alike(self) -> bool:
         """Whether the model's present mode computes what eval mode does."""
-        return not any(module.training and isinstance(module, _MODAL) for module in self.net.model.modules())
+        return not any(module.training and _modal(type(module)) for module in self.net.model.modules())
 
     @property
     def scores(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -76,6 +77,41 @@ def test_the_pass_is_shared_where_modes_agree(monkeypatch: pytest.MonkeyPatch) -
             moved = not torch.equal(before["1.running_mean"], model.state_dict()["1.running_mean"])
             assert moved == training
         monkeypatch.undo()
+
+
+class Dropping(nn.Module):
+    """Asks for the mode in a method of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropped(self.inner(x))
+
+    def dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm1d(2, track_running_stats=True)
+    return nn.Sequential(nn.Unflatten(1, (2, 3)), norm, nn.Flatten(), mlp()).double()
+
+
+@pytest.mark.parametrize("make", [Dropping, normed, lambda: torch.jit.script(nn.Sequential(mlp(), nn.Dropout()))])
+def test_whatever_asks_for_the_mode_runs_its_own_pass(make: Callable[[], nn.Module]) -> None:
+    """The cross-entropy is that of the mode, however a model comes to depend on it."""
+    model, (x, y) = make(), batch()
+    objective = Objective(fastxai.compile(model, fallback=True), [CrossEntropy(), HessianNorm(of="label")])
+    for training in (True, False):
+        model.train(training)
+        before = copy.deepcopy(model.state_dict())
+        torch.manual_seed(1)
+        objective(x, y)
+        model.load_state_dict(before)
+        torch.manual_seed(1)
+        torch.testing.assert_close(objective.parts["cross_entropy"], F.cross_entropy(model(x), y).detach())
 
 
 def test_direction_of_ones_own() -> None:
