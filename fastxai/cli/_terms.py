@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastxai import _check
 from fastxai.training import (
     AAT,
     FAR,
@@ -17,6 +18,7 @@ from fastxai.training import (
     IGSumNorm,
     PGDAdversarial,
     Term,
+    masks,
 )
 
 __all__ = ["TERMS", "terms"]
@@ -31,6 +33,8 @@ TERMS: dict[str, type[Term]] = {
     "align": Align,
     "pgd_adversarial": PGDAdversarial,
 }
+# What a term's maps may be compared with in place of S(x).
+TARGETS = {"masks": masks}
 
 
 def terms(table: Mapping[str, Any], seed: int, data: Dataset) -> list[Term]:
@@ -51,6 +55,9 @@ def terms(table: Mapping[str, Any], seed: int, data: Dataset) -> list[Term]:
         # In Python lambda is a keyword.
         settings = {"lambda_" if key == "lambda" else key: value for key, value in settings.items()}
         weight = settings.pop("weight", 1.0)
+        if "target_map" in settings:
+            asked = _check.one_of(settings["target_map"], f"[terms] {name}.target_map", TARGETS)
+            settings["target_map"] = TARGETS[asked]
         if kind is not CrossEntropy:
             settings.setdefault("seed", seed)
         if issubclass(kind, FAR):

@@ -25,7 +25,7 @@ from fastxai.training import Dataset, FitConfig, Objective, fit
 __all__ = ["add_arguments", "changed", "dataset", "network", "run", "trained"]
 
 TABLES = {
-    "data": ("place", "mean", "std", "pad", "flip", "samples"),
+    "data": ("place", "mean", "std", "pad", "flip", "samples", "epoch"),
     "model": ("network", "activation", "beta", "initialisation", "weights"),
     "terms": tuple(TERMS),
     "fit": None,
@@ -152,8 +152,9 @@ def dataset(found: Labelled, table: Mapping[str, Any], part: str) -> Dataset:
     count = table.get("samples", len(found.labels)) if part == "train" else len(found.labels)
     cifar = table["place"].startswith("cifar10:")
     mean, std = (table.get(name, value if cifar else None) for name, value in (("mean", DEMO_MEAN), ("std", DEMO_STD)))
-    options = {"pad": table.get("pad", 0), "flip": table.get("flip", False)} if part == "train" else {}
-    return Dataset(found.images[:count], found.labels[:count], mean, std, **options)
+    masks = None if found.masks is None else found.masks[:count]
+    options = {name: table[name] for name in ("pad", "flip", "epoch") if name in table} if part == "train" else {}
+    return Dataset(found.images[:count], found.labels[:count], mean, std, masks=masks, **options)
 
 
 def network(table: Mapping[str, Any], seed: int) -> nn.Module:

@@ -17,7 +17,7 @@ from fastxai.data.cifar10 import CLASSES, cifar10
 from fastxai.data.folder import read_folder
 from fastxai.data.gtsrb import read_gtsrb
 from fastxai.data.idx import read_idx
-from fastxai.data.npz import read_npz
+from fastxai.data.npz import read_masks, read_npz
 from fastxai.data.torchvision import read_torchvision
 
 __all__ = ["Labelled", "labelled"]
@@ -31,10 +31,12 @@ class Labelled:
         images: uint8 [M, C, H, W], M at least 1.
         labels: int64 [M], indices of ``classes``.
         classes: their names.
+        masks: what an explanation of each image should show, [M, H, W] or [M, C, H, W] of dtype bool, uint8 or float32;
+            None where nobody has said.
         identity: 16 digits that stand for all of this, wherever and in whatever format it lies. Made by itself.
 
     Raises:
-        TypeError: images or labels are no tensors of these dtypes.
+        TypeError: images, labels or masks are no tensors of these dtypes.
         ValueError: their shapes do not fit, a label is out of range, or two classes have one name.
 
     >>> from fastxai.data import Labelled
@@ -46,6 +48,7 @@ class Labelled:
     images: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
     classes: tuple[str, ...]
+    masks: Tensor | None = field(default=None, repr=False)
     identity: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +69,21 @@ class Labelled:
         # Channels last, which is how most readers leave the pixels in memory: they are digested where they lie.
         pixels = self.images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
         told = json.dumps(["labelled", pixels.shape, self.classes])
-        object.__setattr__(self, "identity", digits(told, labels.data, pixels.reshape(-1).data))
+        object.__setattr__(self, "identity", digits(told, labels.data, pixels.reshape(-1).data, *self._told_masks()))
+
+    def _told_masks(self) -> tuple[str | memoryview, ...]:
+        """Check the masks; return what the digits say of them, nothing where there are none."""
+        if self.masks is None:
+            return ()
+        tensor(self.masks, "masks", floating=False)
+        kinds = (torch.bool, torch.uint8, torch.float32)
+        require(self.masks.dtype in kinds, "masks", "have dtype bool, uint8 or float32", self.masks.dtype, TypeError)
+        (count, *pixels), shape = self.images.shape, list(self.masks.shape)
+        bare, full = [count, *pixels[1:]], [count, *pixels]
+        require(shape in (bare, full), "masks", f"have shape {bare} or {full}", shape)
+        require(bool(self.masks.isfinite().all()), "masks", "be finite", "inf or nan")
+        values = self.masks.cpu().contiguous().numpy()
+        return json.dumps(["masks", values.shape, values.dtype.str]), values.reshape(-1).view(np.uint8).data
 
     def __len__(self) -> int:
         """Return how many images there are."""
@@ -83,7 +100,7 @@ def labelled(place: str, part: str, size: int | None = None) -> Labelled:
     gtsrb:FOLDER              ``gtsrb_train.webp`` and ``gtsrb_test.webp``: a row of 32x32 tiles for each line of
                               ``classes.txt``; class by class, so shuffle
     folder:FOLDER             ``train/CLASS/*.png`` and ``test/CLASS/*.png``, or other images; needs ``size``
-    npz:FILE                  one file as ``save_npz`` writes it
+    npz:FILE                  one file as ``save_npz`` writes it, the only format that has masks
     torchvision:NAME:FOLDER   a data set of torchvision that was downloaded before, such as torchvision:SVHN:data;
                               takes ``size``
     ========================  ====================================================================================
@@ -95,7 +112,7 @@ def labelled(place: str, part: str, size: int | None = None) -> Labelled:
             then the central square is kept.
 
     Returns:
-        The images, channels last in memory, with labels and classes.
+        The images, channels last in memory, with labels, classes and masks.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -129,7 +146,13 @@ def labelled(place: str, part: str, size: int | None = None) -> Labelled:
         images, labels, classes = _READERS[kind](Path(where), part)
     # Some readers look into the bytes of a file, which cannot be written to.
     pixels = torch.from_numpy(np.require(images, requirements=("C", "W"))).permute(0, 3, 1, 2)
-    return Labelled(pixels, torch.from_numpy(labels.astype(np.int64)), classes)
+    masks = read_masks(Path(where), part) if kind == "npz" else None
+    return Labelled(
+        pixels,
+        torch.from_numpy(labels.astype(np.int64)),
+        classes,
+        None if masks is None else torch.from_numpy(masks),
+    )
 
 
 def _read_cifar10(folder: Path, part: str) -> Read:

@@ -16,11 +16,13 @@ from fastxai.data._common import PARTS, Read, check_labels, numbered
 if TYPE_CHECKING:
     from fastxai.data.labelled import Labelled
 
-__all__ = ["read_npz", "save_npz"]
+__all__ = ["read_masks", "read_npz", "save_npz"]
 
 
 def save_npz(file: str | Path, train: Labelled, test: Labelled) -> Path:
     """Write both parts of a data set as arrays images_train, labels_train, images_test, labels_test and classes.
+
+    A part that has masks gets masks_train or masks_test too.
 
     The arrays are not compressed, which makes them several times faster to read. A reader sees the old file or the
     whole new one, never a part.
@@ -49,6 +51,7 @@ def save_npz(file: str | Path, train: Labelled, test: Labelled) -> Path:
     arrays = {"classes": np.array(train.classes, np.str_)}
     for part, of in zip(PARTS, (train, test), strict=True):
         arrays |= {f"images_{part}": of.images.cpu().numpy(), f"labels_{part}": of.labels.cpu().numpy()}
+        arrays |= {} if of.masks is None else {f"masks_{part}": of.masks.cpu().numpy()}
     file = Path(file)
     # A stream, since numpy would add .npz to the name of the file aside.
     with written_aside(file) as aside, aside.open("wb") as stream:
@@ -85,6 +88,23 @@ def read_npz(file: Path, part: str) -> Read:
         classes = numbered(np.concatenate(list(labels.values())), f"labels of {file}")
     check_labels(own, own_name, len(classes))
     return images.transpose(0, 2, 3, 1), own, classes
+
+
+def read_masks(file: Path, part: str) -> np.ndarray | None:
+    """Read the masks of one part, bool, uint8 or float32 [M, H, W] or [M, C, H, W]; None if the file has none.
+
+    Raises:
+        FileNotFoundError, ValueError: as for ``read_npz``.
+    """
+    name = f"masks_{part}"
+    arrays = _arrays(file, [name])
+    if name not in arrays:
+        return None
+    axes = 3 if getattr(arrays[name], "ndim", 4) == 3 else 4
+    found = _array(file, arrays, name, "buf", "bool, uint8 or float32 of shape [M, H, W] or [M, C, H, W]", axes)
+    known = found.dtype in (np.bool_, np.uint8, np.float32)
+    require(known, f"{name} of {file}", "be bool, uint8 or float32", found.dtype)
+    return found
 
 
 def _arrays(file: Path, names: list[str]) -> dict[str, Any]:

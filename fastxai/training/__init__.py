@@ -8,6 +8,7 @@ from fastxai.training.config import FitConfig as FitConfig
 from fastxai.training.cross_entropy import CrossEntropy as CrossEntropy
 from fastxai.training.dataset import Dataset as Dataset
 from fastxai.training.far import FAR as FAR
+from fastxai.training.far import masks as masks
 from fastxai.training.fit import fit as fit
 from fastxai.training.hessian_norm import HessianNorm as HessianNorm
 from fastxai.training.ig_norm import IGNorm as IGNorm
@@ -36,4 +37,5 @@ __all__ = [
     "PerBatch",
     "Term",
     "fit",
+    "masks",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastxai.attacks import IFIA
 from fastxai.training._ig import from_zero
-from fastxai.training.far import FAR
+from fastxai.training.far import FAR, TargetMaps
 
 __all__ = ["AAT"]
 
@@ -35,7 +35,7 @@ class AAT(FAR):
         lambda_: float = 1.0,
         n_steps: int = 10,
         outer: str = "curvature",
-        restarts: int = 3,
+        target_map: TargetMaps | None = None,
         **settings: Any,
     ) -> None:
         """Train with these settings.
@@ -45,10 +45,12 @@ class AAT(FAR):
             lambda_: weight of PCL.
             n_steps: points of the integral, in the attack and in the loss.
             outer: as for ``FAR``.
-            restarts: of the attack; 3 in table 2.
-            settings: any others of ``IFIA``, such as steps, beta, bounds and seed.
+            target_map: as for ``FAR``: S_T in the place of IG(x, 0).
+            settings: any others of ``IFIA``, such as steps, restarts (3 in table 2), beta, bounds and seed.
 
         Raises:
             TypeError, ValueError: a setting is unknown or wrong.
         """
-        super().__init__(IFIA(from_zero(n_steps), eps=eps, restarts=restarts, **settings), lambda_, outer)
+        fixed: dict[str, Any] = {"restarts": 3}
+        attack = IFIA(from_zero(n_steps), eps=eps, **(fixed | settings))
+        super().__init__(attack, lambda_, outer, target_map)

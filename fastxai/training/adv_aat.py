@@ -6,7 +6,7 @@ from typing import Any
 
 from fastxai.attacks import AdversarialIFIA
 from fastxai.training._ig import from_zero
-from fastxai.training.far import FAR
+from fastxai.training.far import FAR, TargetMaps
 
 __all__ = ["AdvAAT"]
 
@@ -32,7 +32,7 @@ class AdvAAT(FAR):
         lambda_: float = 0.5,
         n_steps: int = 10,
         outer: str = "curvature",
-        restarts: int = 3,
+        target_map: TargetMaps | None = None,
         **settings: Any,
     ) -> None:
         """Train with these settings.
@@ -42,11 +42,12 @@ class AdvAAT(FAR):
             lambda_: weight of PCL.
             n_steps: points of the integral, in the attack and in the loss.
             outer: as for ``FAR``.
-            restarts: of the attack; 3 in table 2.
-            settings: any others of ``AdversarialIFIA``, such as steps, beta, bounds and seed.
+            target_map: as for ``FAR``: S_T in the place of IG(x, 0).
+            settings: any others of ``AdversarialIFIA``, such as steps, restarts (3 in table 2), beta, bounds and seed.
 
         Raises:
             TypeError, ValueError: a setting is unknown or wrong.
         """
-        attack = AdversarialIFIA(from_zero(n_steps), eps=eps, lambda_=lambda_, restarts=restarts, **settings)
-        super().__init__(attack, outer=outer)
+        fixed: dict[str, Any] = {"restarts": 3}
+        attack = AdversarialIFIA(from_zero(n_steps), eps=eps, lambda_=lambda_, **(fixed | settings))
+        super().__init__(attack, None, outer, target_map)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,9 +24,12 @@ class Dataset:
         mean, std: per channel; uint8 images x become (x / 255 - mean) / std. None leaves them in [0, 1].
         pad: random crops shift the image by up to so many pixels, black beyond the rim.
         flip: mirror half of the images.
+        masks: what a map of each image should be, [M, H, W] or [M, C, H, W]: S_T of [F] eq. 3. They move with the
+            images; None where there are none.
+        epoch: how many samples an epoch takes, drawn anew for each; None, or more than there are, takes all.
 
     Raises:
-        TypeError, ValueError: images and labels do not belong together.
+        TypeError, ValueError: images, labels and masks do not belong together, or a setting is out of range.
     """
 
     images: Tensor
@@ -35,6 +38,8 @@ class Dataset:
     std: Sequence[float] | None = None
     pad: int = 0
     flip: bool = False
+    masks: Tensor | None = None
+    epoch: int | None = None
 
     def __post_init__(self) -> None:
         _check.require(self.images.dim() == 4, "images", "have shape [M, C, H, W]", list(self.images.shape))
@@ -42,15 +47,25 @@ class Dataset:
         _check.require(self.labels.dtype == torch.long, "labels", "be int64", self.labels.dtype, TypeError)
         _check.require((self.mean is None) == (self.std is None), "std", "come with mean", self.std)
         _check.require(isinstance(self.pad, int) and self.pad >= 0, "pad", "be an int >= 0", self.pad)
+        if self.masks is not None:
+            shape, (count, *pixels) = list(self.masks.shape), self.images.shape
+            bare, full = [count, *pixels[1:]], [count, *pixels]
+            _check.require(shape in (bare, full), "masks", f"have shape {bare} or {full}", shape)
+        whole = self.epoch is None or (isinstance(self.epoch, int) and self.epoch >= 1)
+        _check.require(whole, "epoch", "be an int of at least 1", self.epoch)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the same on another device."""
-        return Dataset(
-            self.images.to(device), self.labels.to(device), self.mean, self.std, pad=self.pad, flip=self.flip
-        )
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), masks=masks)
+
+    @property
+    def per_epoch(self) -> int:
+        """How many samples an epoch takes."""
+        return len(self) if self.epoch is None else min(self.epoch, len(self))
 
     def plain(self, index: Tensor) -> Tensor:
         """Return the images of these numbers in the model's space, as they are."""
@@ -58,18 +73,32 @@ class Dataset:
 
     def augmented(self, index: Tensor, key: Sequence[int]) -> Tensor:
         """Return the images of these numbers shifted and mirrored at random, by (key, number of the image)."""
-        x, (height, width), p = self.images[index], self.images.shape[2:], self.pad
+        return self._prepared(self._moved(self.images, index, key))
+
+    def augmented_masks(self, index: Tensor, key: Sequence[int]) -> Tensor | None:
+        """Return the masks of these numbers, moved as ``augmented`` moves the images, in the images' dtype.
+
+        What comes in from beyond the rim is 0.
+        """
+        if self.masks is None:
+            return None
+        dtype = self.images.dtype if self.images.is_floating_point() else torch.float32
+        return self._moved(self.masks, index, key).to(dtype)
+
+    def _moved(self, values: Tensor, index: Tensor, key: Sequence[int]) -> Tensor:
+        """Return rows of values [M, ..., H, W] shifted and mirrored."""
+        x, (height, width), p = values[index], values.shape[-2:], self.pad
         if not (p or self.flip):
-            return self._prepared(x)
+            return x
         top, left, mirror = _random.bits(key, index, range(1), 3)[0].unbind(1)
         rows = top.remainder(2 * p + 1)[:, None] + torch.arange(height, device=x.device)
         across = torch.arange(width, device=x.device)
         if self.flip:
             across = torch.where((mirror < 0)[:, None], width - 1 - across, across)
         columns = left.remainder(2 * p + 1)[:, None] + across
-        padded = functional.pad(x, (p, p, p, p)).permute(0, 2, 3, 1)
+        padded = functional.pad(x, (p, p, p, p)).movedim((-2, -1), (1, 2))
         first = torch.arange(len(x), device=x.device)[:, None, None]
-        return self._prepared(padded[first, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2))
+        return padded[first, rows[:, :, None], columns[:, None, :]].movedim((1, 2), (-2, -1))
 
     def _prepared(self, x: Tensor) -> Tensor:
         if x.is_floating_point():
@@ -84,4 +113,4 @@ class Dataset:
         """Yield the numbers of each batch of ``size`` of one epoch in random order; what is left over is dropped."""
         one = torch.zeros(1, dtype=torch.long)
         order = _random.bits(key, one, range(1), len(self))[0, 0].argsort().to(self.labels.device)
-        yield from order[: len(self) // size * size].split(size)
+        yield from order[: self.per_epoch // size * size].split(size)

@@ -14,10 +14,24 @@ from fastxai.attacks._ascent import Ascent
 from fastxai.training.objective import Batch, Term
 from fastxai.training.per_batch import PerBatch
 
-__all__ = ["FAR", "TargetMaps"]
+__all__ = ["FAR", "TargetMaps", "masks"]
 
 TargetMaps = Callable[[Batch], Tensor]
 OUTER = ("curvature", "none")
+
+
+def masks(batch: Batch) -> Tensor:
+    """Return the batch's masks as S_T: ground truth in the place of S(x) ([F] sections 2.1 and 3).
+
+    Raises:
+        ValueError: the data has none.
+
+    >>> from fastxai.training import FAR, PerBatch, masks
+    >>> term = FAR(fastxai.IFIA(PerBatch(lambda batch: fastxai.Gradient(batch.net)), eps=0.1), target_map=masks)
+    """
+    if batch.masks is None:
+        raise ValueError("data must have masks where they are the target map, got none")
+    return batch.masks
 
 
 class FAR(Term):
@@ -43,7 +57,7 @@ class FAR(Term):
         lambda_: weight of d_s, in the attack too; None is the AdversarialIFIA's own, and 1 for IFIA.
         outer: how ReLU bends where the parameters' gradient is taken: "curvature", with the attack's beta, or "none",
             the derivative that ReLU has wherever it has one.
-        target_map: (batch) -> S_T, of a shape as for ``IFIA.perturb``; it counts as constant.
+        target_map: (batch) -> S_T, of a shape as for ``IFIA.perturb``, such as ``masks``; it counts as constant.
 
     Raises:
         TypeError: attack is of another kind, or target_map is not callable.

@@ -57,7 +57,7 @@ def fit(
         ValueError: out holds a run with other settings, the data is smaller than a batch, or the loss is not finite.
         ModuleNotFoundError: board without tensorboard.
     """
-    _check.require(len(data) >= config.batch, "data", f"hold a batch of {config.batch} at least", len(data))
+    _check.require(data.per_epoch >= config.batch, "data", f"hold a batch of {config.batch} at least", data.per_epoch)
     _check.require(out is not None or not board, "board", "come with out", board)
     optimizer, rows, start = _optimizer(objective, config), [], 0
     found = None if out is None else Checkpoint.load(out)
@@ -94,8 +94,8 @@ def _epoch(
     objective: Objective, data: Dataset, config: FitConfig, optimizer: torch.optim.Optimizer, epoch: int, progress: bool
 ) -> dict[str, float]:
     objective.train()
-    began, steps = time.perf_counter(), len(data) // config.batch // config.accumulate
-    _check.require(steps > 0, "accumulate", f"leave one step of {len(data)} samples", config.accumulate)
+    began, steps = time.perf_counter(), data.per_epoch // config.batch // config.accumulate
+    _check.require(steps > 0, "accumulate", f"leave one step of {data.per_epoch} samples", config.accumulate)
     batches = data.order(config.batch, (config.seed, epoch, _ORDER))
     total: dict[str, Tensor] = {}
     kind = data.labels.device.type
@@ -106,9 +106,10 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         for _ in range(config.accumulate):
             index = next(batches)
-            x, y = data.augmented(index, (config.seed, epoch, _CROPS)), data.labels[index]
+            crops = config.seed, epoch, _CROPS
+            x, y, masks = data.augmented(index, crops), data.labels[index], data.augmented_masks(index, crops)
             with torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss = objective(x, y, index)
+                loss = objective(x, y, index, masks)
             (loss / config.accumulate).backward()
             for name, value in {"loss": loss.detach(), **objective.parts}.items():
                 total[name] = total.get(name, 0) + value

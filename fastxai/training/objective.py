@@ -40,10 +40,11 @@ class Batch:
         y: labels [N].
         index: the samples' numbers [N], which key random numbers.
         step: how many training batches came before.
+        masks: what the maps should be, [N, ...]; None where the data does not say.
     """
 
-    def __init__(self, net: Net, x: Tensor, y: Tensor, index: Tensor, step: int) -> None:
-        self.net, self.x, self.y, self.index, self.step = net, x, y, index, step
+    def __init__(self, net: Net, x: Tensor, y: Tensor, index: Tensor, step: int, masks: Tensor | None = None) -> None:
+        self.net, self.x, self.y, self.index, self.step, self.masks = net, x, y, index, step, masks
         self._scores: Tensor | None = None
         self._kept: dict[int, Any] = {}
 
@@ -147,13 +148,14 @@ class Objective(nn.Module):
         self.model = net.model
         self.parts: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, index: Tensor | None = None, masks: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar with a graph.
 
         Args:
             x: inputs [N, ...], N > 0.
             y: labels, LongTensor [N].
             index: the samples' numbers [N], which key random numbers; by default their places in the batch.
+            masks: what the maps should be, [N, ...], for terms that compare them with it.
 
         Raises:
             TypeError: x is no floating point tensor, y or index hold no integers.
@@ -165,7 +167,7 @@ class Objective(nn.Module):
             whole = not _check.tensor(numbers, name, False).is_floating_point()
             _check.require(whole, name, "hold integers", numbers.dtype, TypeError)
             _check.shape(numbers, name, (len(x),))
-        batch = Batch(self.net, x, y, index, self.step)
+        batch = Batch(self.net, x, y, index, self.step, masks)
         for term in self.terms:
             term.prepare(batch)
         values = [term(batch) for term in self.terms]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fastxai.cli import main, train
 from fastxai.cli._terms import terms
-from fastxai.data import Labelled, save_npz
+from fastxai.data import Labelled, labelled, save_npz
 from fastxai.models import INITIALISATIONS
 from fastxai.training import AAT, AdvAAT, Dataset
 
@@ -130,6 +131,30 @@ def test_attributional_training(folder: Path, capsys: pytest.CaptureFixture[str]
     assert "eps must be finite and positive, got -1" in capsys.readouterr().err
 
 
+def test_maps_are_trained_towards_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data's masks are S_T; data without them is refused."""
+    few = '{ eps = 0.05, steps = 1, restarts = 1, lambda = 4.0, n_steps = 2, target_map = "masks" }'
+    text = TOML.replace("cross_entropy = 1.0", f"aat = {few}").replace("hessian_norm", "#")
+    text = text.replace("epochs = 2", "epochs = 8")
+    Path("run.toml").write_text(text)
+    assert main(words("none")) == 2
+    assert "data must have masks where they are the target map" in capsys.readouterr().err
+    train, test = (labelled("npz:data.npz", part) for part in ("train", "test"))
+    top = torch.zeros(24, 8, 8, dtype=torch.bool)
+    top[:, :4] = True
+    save_npz("data.npz", replace(train, masks=top), test)
+    losses = []
+    for mask in (top, ~top):
+        save_npz("data.npz", replace(train, masks=mask), test)
+        out = f"masks{int(mask[0, 0, 0])}"
+        assert main(words(out, "--json")) == 0
+        losses.append([row["aat"] for row in json.loads(capsys.readouterr().out)["rows"]])
+    assert losses[0] != losses[1] and all(rows[-1] < rows[0] for rows in losses)
+    Path("run.toml").write_text(text.replace('"masks"', '"mask"'))
+    assert main(words("wrong")) == 2
+    assert "[terms] aat.target_map must be one of 'masks', got 'mask'" in capsys.readouterr().err
+
+
 def test_terms_of_a_table() -> None:
     """Attacks stay within [0, 1] as normalised; the run's seed is theirs."""
     data = Dataset(torch.zeros(1, 2, 1, 1), torch.zeros(1).long(), (0.5, 0.4), (0.5, 0.2))
@@ -153,7 +178,8 @@ def test_builtin_network_and_initialisation() -> None:
 
 
 def test_an_imported_network_is_initialised_where_that_is_asked_for(folder: Path) -> None:
-    own, zero = (train.network({"network": "tinysmooth:build", **more}, 3)[4].bias for more in ({}, INITIALISED))  # type: ignore[index]
+    made = [train.network({"network": "tinysmooth:build", **more}, 3) for more in ({}, INITIALISED)]
+    own, zero = (model[4].bias.detach() for model in made)  # type: ignore[index]
     assert float(own.abs().min()) > 0 and float(zero.abs().max()) == 0
 
 
@@ -196,7 +222,7 @@ def test_the_network_for_mnist_is_trained_and_attacked(folder: Path, capsys: pyt
         (("lr = 0.05", "learning_rate = 1"), r"[fit] must be one of"),
         (("epochs = 2", "epochs = 0"), "epochs must be at least 1, got 0"),
         (("[terms]", "[losses]"), "[losses] must be one of [data] [model] [terms] [fit]"),
-        (("pad = 1", "padding = 1"), "[data] padding must be one of place mean std pad flip samples"),
+        (("pad = 1", "padding = 1"), "[data] padding must be one of place mean std pad flip samples epoch"),
         (('place = "npz:data.npz"', 'place = "npz:none.npz"'), "none.npz"),
         (('place = "npz:data.npz"\n', ""), "[data] place must say where the images are"),
         (('"tinysmooth:build"', '"tinysmooth:absent"'), "[model] network tinysmooth:absent cannot be imported"),

@@ -40,6 +40,11 @@ def test_identity_is_of_the_content_alone():
         tiny(classes=("b", "a")),
         tiny(classes=("a", "b", "c")),
         tiny(classes=("a", 'b", "c')),
+        tiny(masks=torch.zeros(2, 4, 5)),
+        tiny(masks=torch.zeros(2, 4, 5).bool()),
+        tiny(masks=torch.zeros(2, 4, 5).byte()),
+        tiny(masks=torch.zeros(2, 3, 4, 5).byte()),
+        tiny(masks=torch.ones(2, 4, 5)),
     ]
     assert len({one.identity, *(other.identity for other in others)}) == len(others) + 1
 
@@ -57,6 +62,9 @@ def test_length_and_frozen():
     [
         ({"images": np.zeros((2, 3, 4, 5), np.uint8)}, TypeError, r"images must be a torch\.Tensor, got ndarray"),
         ({"images": torch.zeros(2, 3, 4, 5)}, TypeError, r"images must have dtype torch\.uint8, got torch\.float32"),
+        ({"masks": np.zeros((2, 4, 5), np.uint8)}, TypeError, r"masks must be a torch\.Tensor, got ndarray"),
+        ({"masks": torch.zeros(2, 4, 5).double()}, TypeError, "masks must have dtype bool, uint8 or float32"),
+        ({"masks": torch.zeros(2, 5, 4)}, ValueError, r"masks must have shape \[2, 4, 5\] or \[2, 3, 4, 5\], got"),
         ({"labels": torch.zeros(2)}, TypeError, r"labels must have dtype torch\.int64, got torch\.float32"),
         ({"labels": torch.zeros(2, dtype=torch.int32)}, TypeError, r"labels must have dtype torch\.int64"),
         ({"images": torch.zeros(2, 4, 5).byte()}, ValueError, r"images must have shape .*, got \[2, 4, 5\]"),

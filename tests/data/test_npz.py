@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 from pathlib import Path
@@ -98,6 +99,41 @@ def test_wrong_arrays(tmp_path, changed, message):
     with pytest.raises(ValueError, match=message) as caught:
         labelled(f"npz:{file}", "train")
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+@pytest.mark.parametrize("channels", [False, True])
+def test_masks_there_and_back(tmp_path, dtype, channels):
+    """One part has masks, the other has none; what is read is what was written, its digits too."""
+    plain = sample()
+    shape = plain.images.shape if channels else plain.images[:, 0].shape
+    masks = torch.randint(-3 * (dtype == torch.float32), 2, shape).to(dtype)
+    train = dataclasses.replace(plain, masks=masks.transpose(-1, -2).contiguous().transpose(-1, -2))
+    file = save_npz(tmp_path / "x.npz", train, plain)
+    with np.load(file) as stored:
+        assert "masks_train" in stored.files and "masks_test" not in stored.files
+    read, other = (labelled(f"npz:{file}", part) for part in ("train", "test"))
+    assert same(read, train) and read.masks is not None
+    assert read.masks.dtype == dtype and read.masks.equal(masks)
+    assert same(other, plain) and other.masks is None and read.identity != plain.identity
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (np.zeros((3, 4), np.uint8), r"masks_train of .* must be bool, uint8 or float32 of shape \[M, H, W\] or"),
+        (np.zeros((3, 4, 4), np.int64), "be bool, uint8 or float32 of shape .*, got int64"),
+        (np.zeros((3, 4, 4), np.float64), "be bool, uint8 or float32, got float64"),
+        (np.zeros((3, 4, 4), np.uint16), "be bool, uint8 or float32, got uint16"),
+        (np.zeros((2, 4, 4), np.uint8), r"masks must have shape \[3, 4, 4\] or \[3, 1, 4, 4\], got \[2, 4, 4\]"),
+        (np.full((3, 4, 4), np.nan, np.float32), "masks must be finite, got inf or nan"),
+    ],
+)
+def test_wrong_masks(tmp_path, masks, message):
+    np.savez(tmp_path / "x.npz", **arrays(masks_train=masks))
+    with pytest.raises(ValueError, match=message):
+        labelled(f"npz:{tmp_path / 'x.npz'}", "train")
+    assert labelled(f"npz:{tmp_path / 'x.npz'}", "test").masks is None
 
 
 def test_images_that_are_none(tmp_path):

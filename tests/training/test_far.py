@@ -26,6 +26,7 @@ from fastxai.training import (
     Objective,
     PerBatch,
     PGDAdversarial,
+    masks,
 )
 
 EPS, STEPS, POINTS, LAMBDA, BETA = 0.1, 3, 3, 0.7, 4.0
@@ -279,6 +280,35 @@ def test_target_maps_of_ones_own() -> None:
         torch.testing.assert_close(loss, F.cross_entropy(model(x), y) + LAMBDA * d.mean(), rtol=1e-10, atol=0)
         loss.backward()
         assert given.grad is None
+
+
+@pytest.mark.parametrize("channels", [True, False])
+def test_masks_are_the_target(channels: bool) -> None:
+    """AAT and AdvAAT take S_T from the batch: in the attack, which starts at x, and in the loss."""
+    model, (x, y) = cnn(), batch()
+    net, g = fastxai.compile(model), torch.Generator().manual_seed(4)
+    given = torch.rand(4, 1, 6, 6, generator=g, dtype=torch.float64)
+    given = given if channels else given[:, 0]
+    explainer = fastxai.IntegratedGradients(net, n_steps=POINTS, method="midpoint")
+    options: dict[str, Any] = {**SETTINGS, "seed": (5, 0), "restarts": 2}
+    for term, attack in (
+        (AAT(EPS, LAMBDA, POINTS, target_map=masks, restarts=2, **SETTINGS), IFIA(explainer, eps=EPS, **options)),
+        (
+            AdvAAT(EPS, LAMBDA, POINTS, target_map=masks, restarts=2, **SETTINGS),
+            AdversarialIFIA(explainer, eps=EPS, lambda_=LAMBDA, **options),
+        ),
+    ):
+        loss = Objective(net, [term])(x, y, masks=given)
+        images = attack.perturb(x, y, given).images
+        assert (images != x).any()
+        h, goal = explainer.attribute(images, y), given
+        if not channels:
+            h, goal = fastxai.explainers.reduce_map(h), fastxai.explainers.reduce_map(given, None)
+        d = fastxai.attacks.dissimilarities.pcl(h, goal)
+        natural = F.cross_entropy(model(images if isinstance(attack, AdversarialIFIA) else x), y)
+        torch.testing.assert_close(loss, natural + LAMBDA * d.mean(), rtol=1e-10, atol=0)
+    with pytest.raises(ValueError, match="data must have masks where they are the target map"):
+        Objective(net, [term])(x, y)
 
 
 def test_smoothed_views_and_autocast() -> None:

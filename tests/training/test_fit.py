@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastxai
-from fastxai.training import Checkpoint, CrossEntropy, Dataset, FitConfig, HessianNorm, Objective, fit
+from fastxai.training import Batch, Checkpoint, CrossEntropy, Dataset, FitConfig, HessianNorm, Objective, Term, fit
 
 CONFIG = FitConfig(epochs=4, batch=8, lr=0.1, weight_decay=1e-4, seed=3)
 
@@ -166,6 +166,52 @@ def test_augmentation_uses_all_shifts() -> None:
     assert seen[1:4].sum() == 400 and seen[1:4, [0, 1, 3, 4]].min() > 10
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 3), st.booleans(), st.integers(0, 5), st.sampled_from([torch.bool, torch.uint8, torch.float32]))
+def test_masks_move_with_their_images(pad: int, flip: bool, n: int, dtype: torch.dtype) -> None:
+    """Masks that are the images' own pixels stay so, with channels and without."""
+    images = torch.randint(2, (6, 3, 5, 4), dtype=torch.uint8)
+    index = torch.randperm(6)[:n]
+    for masks, channel in ((images.to(dtype), slice(None)), (images[:, 1].to(dtype), 1)):
+        one = Dataset(images, torch.zeros(6, dtype=torch.long), pad=pad, flip=flip, masks=masks)
+        moved = one.augmented_masks(index, (7,))
+        assert moved is not None and moved.dtype == torch.float32
+        assert torch.equal(moved, (one.augmented(index, (7,)) * 255).round()[:, channel])
+        assert one.to("cpu").masks is masks
+    assert Dataset(images.double(), one.labels, masks=masks).augmented_masks(index, (7,)).dtype == torch.double  # type: ignore[union-attr]
+    assert Dataset(images, one.labels).augmented_masks(index, (7,)) is None
+
+
+def test_masks_reach_the_terms(tmp_path: Path) -> None:
+    """Every batch's masks belong to its images."""
+
+    class Seen(Term):
+        def __call__(self, batch: Batch) -> torch.Tensor:
+            assert batch.masks is not None
+            seen.append((batch.x, batch.masks))
+            return batch.scores.sum() * 0
+
+    one, seen = replace(data(), mean=None, std=None, masks=data().images), []
+    fit(Objective(fastxai.compile(model()), [Seen()]), one, replace(CONFIG, epochs=1), progress=False)
+    assert len(seen) == 6
+    for x, masks in seen:
+        torch.testing.assert_close(x * 255, masks)
+
+
+def test_an_epoch_may_be_a_part_of_the_data() -> None:
+    """Another part every time; the rest goes as for data of that size."""
+    one = replace(data(50), epoch=20)
+    parts = [torch.cat(list(one.order(8, (1, epoch)))) for epoch in range(30)]
+    assert {len(part) for part in parts} == {16} and torch.cat(parts).unique().numel() == 50
+    assert torch.equal(parts[0], torch.cat(list(data(50).order(8, (1, 0))))[:16])
+    trained = objective()
+    fit(trained, one, replace(CONFIG, epochs=3), progress=False)
+    assert trained.step == 6
+    assert replace(one, epoch=80).per_epoch == data(50).per_epoch == 50
+    with pytest.raises(ValueError, match="data must hold a batch of 8 at least, got 7"):
+        fit(trained, replace(one, epoch=7), CONFIG, progress=False)
+
+
 def test_order_is_a_permutation() -> None:
     one = data(50)
     batches = list(one.order(8, (1, 2)))
@@ -221,6 +267,10 @@ def test_errors(tmp_path: Path) -> None:
         Dataset(images, labels.int())
     with pytest.raises(ValueError, match=r"std must come with mean, got None"):
         Dataset(images, labels, mean=(0.5,) * 3)
+    with pytest.raises(ValueError, match=r"masks must have shape \[4, 2, 2\] or \[4, 3, 2, 2\], got \[4, 2\]"):
+        Dataset(images, labels, masks=images[:, 0, 0])
+    with pytest.raises(ValueError, match="epoch must be an int of at least 1, got 0"):
+        Dataset(images, labels, epoch=0)
     found = Checkpoint.load(tmp_path)
     assert found is not None
     other = Objective(fastxai.compile(nn.Sequential(nn.Flatten(), nn.Linear(72, 3))), [CrossEntropy()])
