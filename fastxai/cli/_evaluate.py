@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from fastxai import evaluation, studies
 from fastxai.attacks import IFIA
-from fastxai.cli import _attributional, _common, _study
+from fastxai.cli import _attributional, _common, _rows
 from fastxai.cli._common import UsageError
 from fastxai.data import Labelled, fit, labelled, noisy
 from fastxai.engine import Net
 from fastxai.engine import compile as compile_net
-from fastxai.explainers import Explainer, Patterns
+from fastxai.explainers import Explainer
 from fastxai.results import ResultStore, Row, digest
 
 __all__ = ["NAME", "Bench", "Job", "Part", "bench", "collected", "jobs", "missing", "parts", "run"]
@@ -127,7 +126,7 @@ def bench(options: argparse.Namespace) -> Bench:
     net = compile_net(network.net.model)
     told = {
         "model": options.model,
-        "weights": _study.digits_of(network.net.model),
+        "weights": _rows.digits_of(network.net.model),
         "data": data.identity,
         "size": network.size,
         "space": space.described(),
@@ -167,13 +166,7 @@ def _methods(
     options: argparse.Namespace, net: Net, space: evaluation.Space
 ) -> tuple[dict[str, Explainer], dict[str, dict[str, Any]]]:
     """Return the explainers by name, and what each was made with."""
-    patterns, digits = None, ""
-    if options.patterns is not None:
-        try:
-            patterns = Patterns.load(options.patterns)
-            digits = hashlib.sha256(options.patterns.read_bytes()).hexdigest()[:16]
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--patterns: {error}") from error
+    patterns, digits = _rows.patterns(options)
     if "pattern_attribution" in options.methods and patterns is None:
         raise UsageError("--methods pattern_attribution needs --patterns FILE")
     # The settings of [M]'s study: [R] takes its maps from there.
@@ -208,7 +201,7 @@ def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> list[
     wanted = parts(options)
     for part in wanted:
         mine = [row for row in rows if part.has(row)]
-        _study.agree(options, mine, run=made.told, settings=made.settings(part))
+        _rows.agree(options, mine, run=made.told, settings=made.settings(part))
     return missing(rows, wanted, count, options.batch)
 
 
@@ -242,7 +235,7 @@ def run(store: ResultStore, made: Bench, job: Job) -> int:
             values=found,
             seconds=seconds,
             machine=_common.machine(made.device),
-            version=_study.versions(),
+            version=_rows.versions(),
         )
         store.write(row)
     return len(job.parts)

@@ -20,7 +20,7 @@ from torch import nn
 
 from fastxai import evaluation, studies
 from fastxai._files import write_tensors
-from fastxai.cli import _common, _evaluate, _study, train
+from fastxai.cli import _common, _evaluate, _rows, train
 from fastxai.cli._common import UsageError
 from fastxai.cli._evaluate import Part
 from fastxai.data import Labelled, labelled
@@ -92,7 +92,7 @@ class Bench:
                 size=self.test.images.shape[-1],
                 methods={m: evaluation.explainer(m, net, self.space, self.made_with[m]) for m in sorted(methods)},
                 made_with=self.made_with,
-                told=self.told_of(name, _study.digits_of(model)),
+                told=self.told_of(name, _rows.digits_of(model)),
                 device=self.options.device,
                 study=self.study.name,
             )
@@ -226,12 +226,12 @@ def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> tuple
         settings = _flat(made.settings[network.name])
         # Rows of a network whose training has no row cannot be told from those of another one.
         told = made.told_of(network.name, trained[0].config["run"]["weights"] if trained else "")
-        _study.agree(options, trained, run=told, settings=settings)
+        _rows.agree(options, trained, run=told, settings=settings)
         ours = [experiment for experiment in asked if studies.chosen([network], experiment.networks)]
         parts = [part for experiment in ours for part in _parts(made, experiment)]
         for part in parts:
             rows_of = [row for row in mine if part.has(row)]
-            _study.agree(options, rows_of, run=told, settings=part.settings(made.made_with))
+            _rows.agree(options, rows_of, run=told, settings=part.settings(made.made_with))
             there += len(rows_of)
         there += len(trained)
         wanted += [] if trained else [Job(network.name)]
@@ -269,7 +269,7 @@ def _trained(made: Bench, network: str) -> Row:
     half = {k: v.detach().cpu().half() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()}
     # What is measured is what the file holds.
     model.load_state_dict(half)
-    row = _row(made, network, _study.digits_of(model), log, time.perf_counter() - began)
+    row = _row(made, network, _rows.digits_of(model), log, time.perf_counter() - began)
     write_tensors(file, half, {ROW: json.dumps(dataclasses.asdict(row))})
     return row
 
@@ -287,7 +287,7 @@ def _row(made: Bench, network: str, weights: str, log: Sequence[Mapping[str, flo
         values={**last, "epochs": len(log), "seed": settings["fit.seed"], "losses": [one["loss"] for one in log]},
         seconds=seconds,
         machine=_common.machine(made.options.device),
-        version=_study.versions(),
+        version=_rows.versions(),
     )
 
 
@@ -299,6 +299,6 @@ def _loaded(made: Bench, network: str) -> Row:
             row = Row(**json.loads((stored.metadata() or {})[ROW]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"--out {made.options.out}: {file} must be a network that this study trained") from error
-    told = made.told_of(network, _study.digits_of(made.built(network)))
-    _study.agree(made.options, [row], run=told, settings=_flat(made.settings[network]))
+    told = made.told_of(network, _rows.digits_of(made.built(network)))
+    _rows.agree(made.options, [row], run=told, settings=_flat(made.settings[network]))
     return row

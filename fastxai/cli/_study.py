@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.metadata
-import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastxai import evaluation
-from fastxai.cli import _common
+from fastxai.cli import _common, _rows
 from fastxai.cli._common import UsageError
 from fastxai.data.collection import Collection, open_collection
 from fastxai.engine import compile as compile_net
@@ -24,7 +21,7 @@ from fastxai.explainers import Explainer, Patterns
 from fastxai.results import ResultStore, Row, digest
 from fastxai.studies import Experiment, Study
 
-__all__ = ["Bench", "Job", "agree", "bench", "digits_of", "jobs", "missing", "run", "versions"]
+__all__ = ["Bench", "Job", "bench", "jobs", "missing", "run"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,7 @@ class Bench:
         methods: the explainers by name.
         told: what a row says of the run; equal for all rows of a folder.
         device: where it computes.
+        patterns: digits that stand for those of pattern_attribution.
         overrides: settings that every experiment gets.
     """
 
@@ -49,6 +47,7 @@ class Bench:
     methods: Mapping[str, Explainer]
     told: Mapping[str, Any]
     device: str
+    patterns: str
     overrides: Mapping[str, Any]
 
     def task(
@@ -122,15 +121,16 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
         raise UsageError(f"--images, --pairs: {error}") from error
     # The study works on what the model itself takes: the normalised input.
     net = compile_net(network.net.model)
+    patterns, digits = _rows.patterns(options)
     made = Bench(
         study=study,
         space=space,
         images=images,
         pairs=pairs,
-        methods=_methods(options, study, net, space),
+        methods=_methods(options, study, net, space, patterns),
         told={
             "model": options.model,
-            "weights": digits_of(network.net.model),
+            "weights": _rows.digits_of(network.net.model),
             "images": images.identity,
             "size": network.size,
             "space": space.described(),
@@ -139,6 +139,7 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
             "steps": options.steps,
         },
         device=options.device,
+        patterns=digits,
         overrides={},
     )
     attack = {} if options.steps is None else {"attack": {"steps": options.steps}}
@@ -146,22 +147,9 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
     return _fitting(options, replace(made, overrides=overrides))
 
 
-def digits_of(model: nn.Module) -> str:
-    """Return digits that stand for the weights."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def _methods(options: argparse.Namespace, study: Study, net: Any, space: evaluation.Space) -> dict[str, Explainer]:
-    patterns = None
-    if options.patterns is not None:
-        try:
-            patterns = Patterns.load(options.patterns)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--patterns: {error}") from error
+def _methods(
+    options: argparse.Namespace, study: Study, net: Any, space: evaluation.Space, patterns: Patterns | None
+) -> dict[str, Explainer]:
     made = {}
     for name in _chosen(options, study):
         if name == "pattern_attribution" and patterns is None:
@@ -221,28 +209,15 @@ def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> tuple
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{experiment.name}, {method}: {error}") from error
             options_of_map = {k: v for k, v in made.study.methods[method].items() if k != "title"}
-            settings = {**settings, "explainer": options_of_map}
+            told = {"patterns": made.patterns} if method == "pattern_attribution" else {}
+            settings = {**settings, "explainer": options_of_map, **told}
             mine = [row for row in rows if row.experiment == experiment.name and row.key["method"] == method]
-            agree(options, mine, run=made.told, settings=settings)
+            _rows.agree(options, mine, run=made.told, settings=settings)
             there += len(mine)
             done = {number for row in mine for number in row.key["pairs"]}
             left = [number for number in range(count) if number not in done]
             wanted += [Job(experiment, method, settings, part) for part in evaluation.chunks(left, options.batch)]
     return wanted, there
-
-
-def agree(options: argparse.Namespace, rows: Iterable[Row], **config: Mapping[str, Any]) -> None:
-    """Raise UsageError unless the rows were made like those to come, whose config has these entries."""
-    for row in rows:
-        for what, mine in config.items():
-            theirs = row.config.get(what, {})
-            differ = [name for name in {**theirs, **mine} if digest(theirs.get(name)) != digest(mine.get(name))]
-            if differ:
-                name = differ[0]
-                raise UsageError(
-                    f"--out {options.out}: {row.name}.json was made with {name} {theirs.get(name)}, this run has "
-                    f"{mine.get(name)}; choose another folder"
-                )
 
 
 def missing(store: ResultStore, made: Bench, job: Job) -> dict[str, Tensor]:
@@ -281,16 +256,7 @@ def run(store: ResultStore, made: Bench, job: Job) -> Row:
         values=outcome.values,
         seconds=time.perf_counter() - began,
         machine=_common.machine(made.device),
-        version=versions(),
+        version=_rows.versions(),
     )
     store.write(row, outcome.tensors)
     return row
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a row names."""
-    return {
-        "fastxai": importlib.metadata.version("fastxai"),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }

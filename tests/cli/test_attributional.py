@@ -19,7 +19,7 @@ from fastxai.cli._attributional import PRESETS
 from fastxai.data import Labelled, save_npz
 
 __all__ = ["here"]
-RUN = QUICK.replace("tiny:", "painted:")
+RUN = QUICK.replace("evaluated:", "painted:")
 ROBUST = f"{RUN} --robustness mnist --methods gradient"
 GREY = "--model paint_grey:grey_net --size 8 --data npz:grey.npz --robustness fashion_mnist"
 

@@ -20,7 +20,7 @@ from fastxai.explainers import PatternAttribution, Patterns, PatternTrainer
 from fastxai.results import ResultStore, Row
 
 MODEL = "--size 8 --mean .4 .5 .6 --std .2 .25 .3"
-QUICK = f"--model tiny:build {MODEL} --data npz:data.npz --images 5 --batch 3"
+QUICK = f"--model evaluated:build {MODEL} --data npz:data.npz --images 5 --batch 3"
 TWO = "--methods gradient lrp --levels 0.01 0.3"
 
 
@@ -46,7 +46,7 @@ def inputs(count: int) -> Tensor:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with models and data."""
     folder = tmp_path_factory.mktemp("evaluate")
-    (folder / "tiny.py").write_text(
+    (folder / "evaluated.py").write_text(
         "from evaluation.small import small_net as build\nfrom cli.test_evaluate import softened\n"
     )
     save_npz(folder / "data.npz", data(), data())
@@ -112,7 +112,7 @@ def test_what_is_printed_is_what_the_functions_say(here: Path, noise: str, capsy
 
 def test_hessian_norms_in_both_spaces(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = f"{QUICK} --methods gradient --levels 0.1 --probes 3 --seed 2 --out soft"
-    said = printed(start.replace("tiny:build", "tiny:softened"), capsys)["hessian_norm"]
+    said = printed(start.replace("evaluated:build", "evaluated:softened"), capsys)["hessian_norm"]
     images = data().images[:5].float() / 255
     nets = {
         "normalised": (fastxai.compile(softened()), inputs(5)),
@@ -126,7 +126,7 @@ def test_hessian_norms_in_both_spaces(here: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_model_of_images_has_one_space(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "--model tiny:softened --size 8 --data npz:data.npz --methods gradient --levels 0.1 --out plain"
+    words = "--model evaluated:softened --size 8 --data npz:data.npz --methods gradient --levels 0.1 --out plain"
     said = printed(words, capsys)
     assert said["images"] == 9 and said["space"]["name"] == "image"
     assert said["hessian_norm"].keys() == {"probes", "image"}
@@ -141,7 +141,7 @@ def test_the_table_for_people(here: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = [line.split() for line in text.splitlines() if line.startswith(("gradient", "lrp"))]
     assert [line[:2] for line in lines] == [[m, level] for m in ("gradient", "lrp") for level in ("0.01", "0.3")]
     assert all("+/-" in line for line in lines)
-    start = f"{QUICK} {TWO} --out people".replace("tiny:build", "tiny:softened").replace("people", "smooth")
+    start = f"{QUICK} {TWO} --out people".replace("evaluated:build", "evaluated:softened").replace("people", "smooth")
     assert call(start) == 0
     text = capsys.readouterr().out
     assert "on the normalised input; " in text and "on the [0, 1] image" in text
@@ -154,7 +154,7 @@ def test_rows_say_where_they_come_from(here: Path) -> None:
     assert experiments == {"weights", "accuracy", "hessian", "stability"} and len(found) == 1 + 2 + 2 + 2 * 2 * 2
     for row in found:
         assert row.study == "evaluate" and row.seconds >= 0 and "torch" in row.machine
-        assert row.version.keys() == {"fastxai", "torch", "python"} and row.key["model"] == "tiny:build"
+        assert row.version.keys() == {"fastxai", "torch", "python"} and row.key["model"] == "evaluated:build"
         assert row.config["run"]["seed"] == 0 and row.config["run"]["data"] == data().identity
     assert sorted(row.key["images"] for row in rows("rows", experiment="accuracy")) == [[0, 3], [3, 5]]
     [one] = [row for row in rows("rows", method="lrp", level=0.3) if row.key["images"] == [3, 5]]
@@ -247,7 +247,7 @@ def test_repeated_words_count_once(here: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_grey_images_become_rgb(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"--model tiny:build {MODEL} --data npz:grey.npz --methods gradient --levels 0.1 --out grey"
+    words = f"--model evaluated:build {MODEL} --data npz:grey.npz --methods gradient --levels 0.1 --out grey"
     said = printed(words, capsys)
     x = SPACE.enter((data(4, 1).images.float() / 255).expand(-1, 3, -1, -1))
     assert said["accuracy"] == evaluation.accuracy(fastxai.compile(small_net()), x, data(4).labels)
@@ -258,7 +258,7 @@ def test_grey_images_become_rgb(here: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ("--seed 1", "made with seed 0, this run has 1"),
         ("--mean .5 .5 .5", "made with space"),
-        ("--model tiny:softened", "made with model tiny:build, this run has tiny:softened"),
+        ("--model evaluated:softened", "made with model evaluated:build, this run has evaluated:softened"),
         ("--data npz:many.npz --model wide:build", "made with"),
     ],
 )
@@ -285,7 +285,7 @@ def test_a_folder_holds_one_run(here: Path, change: str, said: str, capsys: pyte
         ("--levels 0.1 -0.5 --out x", "--levels must be finite and lie in 0 .. inf for gaussian, got -0.5"),
         ("--levels inf --out x", "--levels must be finite"),
         ("--noise salt_and_pepper --levels 3 --out x", "--levels must be finite and lie in 0 .. 2 for salt_and_pepper"),
-        ("--data npz:many.npz --out x", "--data has the label 8, --model tiny:build only 3 classes"),
+        ("--data npz:many.npz --out x", "--data has the label 8, --model evaluated:build only 3 classes"),
         ("--methods pattern_attribution --out x", "--methods pattern_attribution needs --patterns FILE"),
         ("--methods lrp --patterns none --out x", "--patterns: "),
         ("--out data.npz", "--out data.npz"),
@@ -300,7 +300,7 @@ def test_words_that_argparse_refuses(here: Path, capsys: pytest.CaptureFixture[s
     for words, said in (
         (f"{QUICK} --methods none --out x", "invalid choice: 'none'"),
         (f"{QUICK} --noise pink --out x", "invalid choice: 'pink'"),
-        ("--model tiny:build", "the following arguments are required: --data, --out"),
+        ("--model evaluated:build", "the following arguments are required: --data, --out"),
     ):
         with pytest.raises(SystemExit):
             call(words)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation.small import coloured, small_net
+from evaluation.small import SPACE, coloured, small_net
 from PIL import Image
 
+import fastxai
 from fastxai import evaluation, studies
 from fastxai.cli import _study, main, study
 from fastxai.data import save_png
-from fastxai.results import ResultStore, Row
+from fastxai.explainers import PatternTrainer
+from fastxai.results import ResultStore, Row, digest
 
 STUDY = studies.load("geometry")
-QUICK = "--model tiny:build --images photos --size 8 --mean .4 .5 .6 --std .2 .25 .3 --pairs 2 --batch 1 --steps 3"
+QUICK = "--model studied:build --images photos --size 8 --mean .4 .5 .6 --std .2 .25 .3 --pairs 2 --batch 1 --steps 3"
 TWO = "--methods gradient lrp"
 
 
@@ -28,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     for i, image in enumerate(coloured(4)):
         save_png(image, folder / "photos" / f"{i}.png")
-    (folder / "tiny.py").write_text("from evaluation.small import small_net as build\n")
+    (folder / "studied.py").write_text("from evaluation.small import small_net as build\n")
     return folder
 
 
@@ -76,7 +80,7 @@ def test_rows_say_where_they_come_from(whole: Path) -> None:
     for row in found:
         assert row.study == "geometry" and row.seconds > 0 and "torch" in row.machine
         assert row.version.keys() == {"fastxai", "torch", "python"}
-        assert row.key["model"] == "tiny:build" and row.config["run"]["steps"] == 3
+        assert row.key["model"] == "studied:build" and row.config["run"]["steps"] == 3
         space = row.config["run"]["space"]
         assert space["name"] == "normalised" and space["low"] == pytest.approx([-2.0, -2.0, -2.0])
         assert all(a != b and a.endswith(".png") for a, b in row.config["images"])
@@ -192,6 +196,38 @@ def test_a_corrupt_row_is_named(here: Path, whole: Path, capsys: pytest.CaptureF
     for words in (f"{QUICK} {TWO}", "--report-only"):
         assert call(f"study geometry {words} --out broken") == 2
         assert f"{file.name} must be a row" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unreported")
+def test_rows_of_other_patterns_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("few", 3), ("all", 4)):
+        PatternTrainer(fastxai.compile(small_net())).fit([SPACE.enter(coloured(count))]).save(f"{name}.safetensors")
+    words = f"study geometry {QUICK} --methods gradient pattern_attribution --only manipulation"
+    start = f"{words} --out patterned --patterns"
+    assert call(f"{start} few.safetensors") == 0
+    made, told = rows("patterned"), hashlib.sha256(Path("few.safetensors").read_bytes()).hexdigest()[:16]
+    assert {(row.key["method"], row.config["settings"].get("patterns")) for row in made} == {
+        ("gradient", None),
+        ("pattern_attribution", told),
+    }
+    assert call(f"{start} all.safetensors") == 2
+    assert f"was made with patterns {told}, this run has " in capsys.readouterr().err
+    assert call(f"{start} few.safetensors") == 0 and rows("patterned") == made
+
+
+@pytest.mark.usefixtures("unreported")
+def test_rows_that_do_not_tell_their_patterns_stay_valid(here: Path) -> None:
+    PatternTrainer(fastxai.compile(small_net())).fit([SPACE.enter(coloured(4))]).save("all.safetensors")
+    words = f"{QUICK} --methods pattern_attribution --only manipulation --patterns all.safetensors"
+    assert call(f"study geometry {words} --out telling") == 0
+    older = ResultStore("silent/rows")
+    for row in rows("telling"):
+        settings = {k: v for k, v in row.config["settings"].items() if k != "patterns"}
+        config = {**row.config, "settings": settings}
+        key = {**row.key, "settings": digest({"run": config["run"], "settings": settings})}
+        older.write(replace(row, key=key, config=config))
+    before = rows("silent")
+    assert call(f"study geometry {words} --out silent") == 0 and rows("silent") == before
 
 
 @pytest.mark.usefixtures("unreported")
