@@ -19,6 +19,7 @@ from fastxai.cli._common import Stopped, UsageError
 from fastxai.cli._terms import TERMS, terms
 from fastxai.data import Labelled, labelled
 from fastxai.engine import compile as compile_net
+from fastxai.evaluation import accuracy
 from fastxai.models import DEMO_MEAN, DEMO_STD
 from fastxai.training import Dataset, FitConfig, Objective, fit
 
@@ -91,9 +92,11 @@ def trained(
     config = FitConfig.of(settings.get("fit", {}))
     model = network(settings.get("model", {}), config.seed).to(data.labels.device)
     objective = Objective(compile_net(model), terms(settings.get("terms", {"cross_entropy": 1.0}), config.seed, data))
+    every = torch.arange(len(test), device=test.labels.device)
 
-    def measure(objective: Objective) -> dict[str, float]:
-        return {"accuracy": accuracy(objective.net.model, test)}
+    def measure(_: Objective) -> dict[str, float]:
+        model.eval()
+        return {"accuracy": accuracy(lambda numbers: model(test.plain(numbers)), every, test.labels, chunk=_ROWS)}
 
     return model, fit(objective, data, config, out=out, measure=measure, board=board, progress=progress)
 
@@ -101,15 +104,6 @@ def trained(
 def _words(row: Mapping[str, float]) -> str:
     hidden = ("epoch", "accuracy", "lr")
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if name not in hidden)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Dataset) -> float:
-    """Return the share of images whose highest score is their label's."""
-    model.eval()
-    index = torch.arange(len(data), device=data.labels.device)
-    right = [(model(data.plain(part)).argmax(1) == data.labels[part]).sum() for part in index.split(_ROWS)]
-    return int(torch.stack(right).sum()) / len(data)
 
 
 def _settings(file: Path, changes: list[str]) -> dict[str, dict[str, Any]]:

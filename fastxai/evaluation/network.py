@@ -39,15 +39,15 @@ def correct(score: Score, x: Tensor, labels: Tensor, *, chunk: int = 256) -> Ten
 
     Args:
         score: inputs [n, ...] -> class scores [n, K], for any n: a compiled net, or a module in eval mode.
-        x: inputs [N, ...].
+        x: inputs [N, ...], of whatever dtype ``score`` takes: bytes, or the samples' numbers.
         labels: LongTensor [N].
         chunk: how many samples are scored at once.
 
     Raises:
-        TypeError: x is no floating point tensor, or labels hold no integers.
+        TypeError: x is no tensor, or labels hold no integers.
         ValueError: labels have not the shape [N], or chunk is below 1.
     """
-    _check.tensor(x, "x")
+    _check.tensor(x, "x", False)
     whole = not _check.tensor(labels, "labels", False).is_floating_point()
     _check.require(whole, "labels", "hold integers", labels.dtype, TypeError)
     _check.shape(labels, "labels", (len(x),))

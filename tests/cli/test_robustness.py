@@ -146,7 +146,7 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(
     assert all(file.stat().st_mtime_ns == time for file, time in before.items()), "finished rows are not made again"
 
 
-def _interrupt(*arguments: object) -> float:
+def _interrupt(*_: Any, **__: Any) -> float:
     raise KeyboardInterrupt
 
 
@@ -157,10 +157,10 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(here: Path, monkeypatch:
     calls = 0
     real = train.accuracy
 
-    def second_stops(*arguments: Any) -> float:
+    def second_stops(*arguments: Any, **options: Any) -> float:
         nonlocal calls
         calls += 1
-        return _interrupt() if calls == 2 else real(*arguments)
+        return _interrupt() if calls == 2 else real(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "accuracy", second_stops)

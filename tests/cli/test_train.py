@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,11 +92,11 @@ def test_stopped_and_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
     calls: list[int] = []
     real = train.accuracy
 
-    def interrupted(*arguments: object) -> float:
+    def interrupted(*arguments: Any, **options: Any) -> float:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **options)
 
     monkeypatch.setattr(train, "accuracy", interrupted)
     assert main(words("parts")) == 130

@@ -36,6 +36,8 @@ def test_accuracy(chunk: int) -> None:
     assert accuracy(net, x, labels, chunk=chunk) == pytest.approx(expected.float().mean().item())
     assert accuracy(small_net(), x, labels) == accuracy(net, x, labels)
     assert 0 < accuracy(net, x, labels) < 1
+    by_number = accuracy(lambda numbers: net(x[numbers]), torch.arange(10), labels, chunk=chunk)
+    assert by_number == accuracy(net, x, labels)
 
 
 def test_accuracy_of_nothing_and_errors() -> None:
@@ -43,6 +45,8 @@ def test_accuracy_of_nothing_and_errors() -> None:
     assert torch.tensor(accuracy(nn.Identity(), x[:0], torch.arange(0))).isnan()
     with pytest.raises(ValueError, match=r"labels must have shape \[2\]"):
         correct(nn.Identity(), x, torch.arange(3))
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got list"):
+        correct(nn.Identity(), x.tolist(), torch.arange(2))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="labels must hold integers"):
         correct(nn.Identity(), x, torch.zeros(2))
     with pytest.raises(ValueError, match="chunk must be an int of at least 1"):
