@@ -72,7 +72,7 @@ def directions(v: Tensor, x: Tensor) -> Tensor:
 
 
 def sharpness(activation: str | None, beta: float | None, surrogate: str | None) -> float | None:
-    """Return the beta of a view with these settings, None where it has none.
+    """Return the beta of a view with these settings (a tensor as it came), None where it has none.
 
     Raises:
         ValueError: a setting is unknown, or two contradict each other.
@@ -86,4 +86,4 @@ def sharpness(activation: str | None, beta: float | None, surrogate: str | None)
     alone = beta is not None and not needed
     _check.require(not alone, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
     _check.require(not needed or beta is not None, "beta", "be given with this activation or surrogate", beta)
-    return None if beta is None else _check.positive(beta, "beta")
+    return beta if beta is None or isinstance(beta, Tensor) else _check.positive(beta, "beta")

@@ -95,9 +95,10 @@ class Net:
         """Return the activation that this view uses in place of the model's own."""
         if act.name not in RELU_LIKE:
             return act
+        beta = 1.0 if self.beta is None else self.beta
         if self.activation == "softplus":
-            return act.smoothed(self.beta or 1.0)
-        return act if self.surrogate is None else replace(act, beta=self.beta or 1.0, second=self.surrogate)
+            return act.smoothed(beta)
+        return act if self.surrogate is None else replace(act, beta=beta, second=self.surrogate)
 
     def _backend(self, x: Tensor) -> tuple[Runtime | Fallback, Any]:
         """Return what runs inputs like x, and the activations of this view in its terms."""

@@ -42,7 +42,7 @@ def _push_reference(act: Activation, a: Tensor, directions: int, bias: Tensor | 
     wide = widened(a).unflatten(0, (1 + directions, -1)) if a.shape[0] else widened(a).reshape(1 + directions, *a.shape)
     primal = wide[0] if bias is None else wide[0] + _bias_shape(widened(bias), a)
     y = stable_value(act, primal)
-    kept = torch.copysign(small(act.beta * primal), primal) if act.name == "softplus" else primal
+    kept = torch.copysign(small(act.factor * primal), primal) if act.name == "softplus" else primal
     tangents = derivatives(act, kept)[0] * wide[1:]
     out = torch.cat([y[None], tangents]).flatten(0, 1)
     return out.to(a.dtype), kept.to(a.dtype)

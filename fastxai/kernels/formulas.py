@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +13,10 @@ from torch import Tensor
 
 from fastxai import _check
 
-__all__ = ["NAMES", "RELU_LIKE", "SECOND", "Activation", "derivatives", "small", "stable_value", "third", "value"]
+__all__ = [
+    "NAMES", "RELU_LIKE", "SECOND", "Activation", "derivatives", "dials", "small", "split", "stable_value", "third",
+    "value",
+]  # fmt: skip
 
 # The position in this tuple is the activation's number in csrc/math.h and kernels/triton/activation.py.
 NAMES = (
@@ -35,13 +40,29 @@ SECOND = ("own", "curvature", "none")
 MONOTONE = ("identity", "softplus", "sigmoid", "tanh", "elu", *RELU_LIKE, "softplus6", "leaky_softplus")
 
 
+def split(beta: float) -> tuple[float, float]:
+    """Return (head, tail), beta = head + tail, head of 12 bits: float32 kernels carry products with beta in two."""
+    significand, exponent = math.frexp(beta)
+    head = math.ldexp(round(significand * 4096), exponent - 12)
+    return head, beta - head
+
+
+def dials(betas: Sequence[float], device: torch.device) -> Tensor:
+    """Return one row (beta, its head, its tail) for each beta, float64 [T, 3].
+
+    A tensor [3] that a row was copied to may stand for ``Activation.beta``: kernels read it when they run.
+    """
+    return torch.tensor([(beta, *split(beta)) for beta in betas], dtype=torch.float64, device=device)
+
+
 @dataclass(frozen=True)
 class Activation:
     """One activation function with its first two derivatives.
 
     Args:
         name: one of ``NAMES``.
-        beta: sharpness of softplus, or of the curvature surrogate of a ReLU-like activation; > 0.
+        beta: sharpness of softplus, or of the curvature surrogate of a ReLU-like activation; > 0. Or a tensor as
+            ``dials`` says, which captured calls follow where a number would be frozen; the compiled kernels take none.
         alpha: the negative slope of leaky_relu, the scale of elu.
         second: "own" second derivative, or for ReLU-like ones "curvature" ([F]: s'' = beta p(1-p)) or "none".
 
@@ -50,14 +71,18 @@ class Activation:
     """
 
     name: str
-    beta: float = 1.0
+    beta: float | Tensor = 1.0
     alpha: float = 0.01
     second: str = "own"
 
     def __post_init__(self) -> None:
         _check.one_of(self.name, "activation", NAMES)
         _check.one_of(self.second, "second", SECOND)
-        _check.positive(self.beta, "beta")
+        if isinstance(self.beta, Tensor):
+            _check.shape(self.beta, "beta", (3,))
+            _check.require(self.beta.dtype == torch.float64, "beta", "be float64 where it is a tensor", self.beta.dtype)
+        else:
+            _check.positive(self.beta, "beta")
         _check.require(
             self.second == "own" or self.name in RELU_LIKE, "second", f"be 'own' for {self.name}", self.second
         )
@@ -71,6 +96,8 @@ class Activation:
     @cached_property
     def scalars(self) -> tuple[int, int, float, float]:
         """How the compiled kernels take this activation: code, number of the second derivative, beta, alpha."""
+        number = not isinstance(self.beta, Tensor)
+        _check.require(number, "beta", "be a number for the kernels of 'cpu' and 'cuda'", "a tensor", TypeError)
         return self.code, SECOND.index(self.second), float(self.beta), float(self.alpha)
 
     @cached_property
@@ -78,7 +105,12 @@ class Activation:
         """True if s'' is zero everywhere."""
         return self.name == "identity" or (self.name in RELU_LIKE and self.second != "curvature")
 
-    def smoothed(self, beta: float) -> Activation:
+    @property
+    def factor(self) -> float | Tensor:
+        """Beta as formulas take it: a number, or a tensor without dimensions."""
+        return self.beta[0] if isinstance(self.beta, Tensor) else self.beta
+
+    def smoothed(self, beta: float | Tensor) -> Activation:
         """Return the softplus form of a ReLU-like activation."""
         return Activation(_SMOOTH[self.name], beta=beta, alpha=self.alpha)
 
@@ -94,7 +126,7 @@ def value(act: Activation, a: Tensor) -> Tensor:
         case "identity":
             return a.clone()
         case "softplus":
-            return -F.logsigmoid(-act.beta * a) / act.beta
+            return -F.logsigmoid(-act.factor * a) / act.factor
         case "sigmoid":
             return torch.sigmoid(a)
         case "tanh":
@@ -113,9 +145,9 @@ def value(act: Activation, a: Tensor) -> Tensor:
         case "relu6":
             return F.relu6(a)
         case "softplus6":
-            return (F.logsigmoid(-act.beta * (a - 6)) - F.logsigmoid(-act.beta * a)) / act.beta
+            return (F.logsigmoid(-act.factor * (a - 6)) - F.logsigmoid(-act.factor * a)) / act.factor
         case "leaky_softplus":
-            return act.alpha * a - (1 - act.alpha) * F.logsigmoid(-act.beta * a) / act.beta
+            return act.alpha * a - (1 - act.alpha) * F.logsigmoid(-act.factor * a) / act.factor
         case _:
             return F.leaky_relu(a, act.alpha)
 
@@ -128,7 +160,7 @@ def small(z: Tensor) -> Tensor:
 
 def derivatives(act: Activation, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Return (s', s'') from the kept number, in plain torch; shapes as ``kept``."""
-    a, beta = kept, act.beta
+    a, beta = kept, act.factor
     match act.name:
         case "softplus":
             q = kept.abs()
@@ -177,7 +209,7 @@ def derivatives(act: Activation, kept: Tensor) -> tuple[Tensor, Tensor]:
 
 def third(act: Activation, kept: Tensor) -> Tensor:
     """Return s''' from the kept number, in plain torch; zero wherever s'' jumps (ELU at 0) or is a surrogate."""
-    a, beta = kept, act.beta
+    a, beta = kept, act.factor
     match act.name:
         case "softplus":
             return _softplus_third(beta, kept.abs(), kept)
@@ -207,7 +239,7 @@ def third(act: Activation, kept: Tensor) -> Tensor:
     return torch.zeros_like(a)
 
 
-def _softplus_third(beta: float, q: Tensor, a: Tensor) -> Tensor:
+def _softplus_third(beta: float | Tensor, q: Tensor, a: Tensor) -> Tensor:
     """beta^2 p(1-p)(1-2p) from q = min(p, 1-p) and the sign of a."""
     return torch.copysign(beta * beta * q * (1 - q) * (1 - 2 * q), -a)
 
@@ -219,7 +251,7 @@ def _tail(z: Tensor) -> Tensor:
 def stable_value(act: Activation, a: Tensor) -> Tensor:
     """s(a) in the form of the compiled kernels: the kinked function plus its smooth tails."""
     if act.name == "softplus":
-        return a.clamp(min=0) + _tail(act.beta * a) / act.beta
+        return a.clamp(min=0) + _tail(act.factor * a) / act.factor
     if act.name == "softplus6":
-        return a.clamp(0, 6) + (_tail(act.beta * a) - _tail(act.beta * (a - 6))) / act.beta
+        return a.clamp(0, 6) + (_tail(act.factor * a) - _tail(act.factor * (a - 6))) / act.factor
     return value(act, a)

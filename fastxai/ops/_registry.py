@@ -31,6 +31,7 @@ _SETTINGS = "str name, float beta, float alpha, str second"
 
 
 def _settings(act: Activation) -> tuple[str, float, float, str]:
+    assert not isinstance(act.beta, Tensor)
     return act.name, act.beta, act.alpha, act.second
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 import fastxai
 from fastxai.kernels import activation as jets
+from fastxai.kernels import interpolate, mixed
 from fastxai.kernels.activation import Activation
+from fastxai.kernels.formulas import dials
 
 RELATIVE = 2e-6
 STORAGE = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
@@ -31,6 +33,10 @@ PATHS = [
     for name in ("softplus", "gelu", "relu6")
     for structure in (((2, 3, 5, 7), 5, True, True), ((2, 16, 4, 4), 3), ((5, 7), 2, False, True))
 ]
+
+
+SHARP = [Activation(name) for name in ("softplus", "softplus6", "leaky_softplus", "gelu")]
+SHARP += [Activation(name, second="curvature") for name in ("relu", "relu6", "leaky_relu")]
 
 
 MIXED = [
@@ -174,3 +180,26 @@ def check_special_values(backend: str, device: str) -> None:
     assert kept.flatten().tolist()[1:] == [0.0, -0.0, -0.5, 0.5]
     assert kept.flatten()[2].signbit() and not kept.flatten()[1].signbit() and kept[0].isnan()
     assert slope.flatten().tolist()[1:] == [1.0, 0.0, 0.5, 0.5] and slope[0].isnan()
+
+
+def check_beta_in_memory(backend: str, device: str, act: Activation, dtype: torch.dtype) -> None:
+    """A beta that kernels read from memory gives the bits of the same number, and is read anew at every call."""
+    memory = torch.empty(3, dtype=torch.float64, device=device)
+    live = replace(act, beta=memory)
+    a, nu, other, bar = (draw((6, 3, 5, 7), dtype, device) for _ in range(4))
+    t = torch.linspace(0, 1, 3, device=device, dtype=dtype)
+    for row, beta in zip(dials([2.5, 71.3], torch.device(device)), (2.5, 71.3), strict=True):
+        memory.copy_(row)
+        results = []
+        for s in (live, replace(act, beta=beta)):
+            with fastxai.backend(backend):
+                y, kept = jets.push(s, a, 2)
+                mu = jets.pull(s, kept, a[2:], nu, 2)
+                primal = jets.pull_primal(s, kept, a[2:], nu[:2], None, 2)
+                results.append([y, kept, mu, primal])
+                if s.second != "curvature":
+                    results[-1] += [mixed.push(s, kept, a[2:], other, 2), mixed.pull(s, kept, a[2:], other, nu, bar, 2)]
+                y, kept = interpolate.push(s, a[:4], t)
+                results[-1] += [y, kept, interpolate.tangent(s, kept, a[:2]), interpolate.reduce(s, kept, nu, 3)]
+                results[-1].append(interpolate.reduce_primal(s, kept, a[:2], nu, bar, t))
+        assert all(torch.equal(got, want) for got, want in zip(*results, strict=True))

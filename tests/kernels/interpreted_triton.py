@@ -103,6 +103,12 @@ def test_special_values() -> None:
     checks.check_special_values(*BACKEND)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("act", checks.SHARP, ids=str)
+def test_beta_in_memory(act: Activation, dtype: torch.dtype) -> None:
+    checks.check_beta_in_memory(*BACKEND, act, dtype)
+
+
 @pytest.mark.parametrize("case", SMALL_POOLS, ids=str)
 def test_max_pool(case: PoolCase) -> None:
     check_pool(case, "triton", torch.float32)

@@ -9,6 +9,7 @@ import torch
 from cases import ACTIVATIONS, JET_CASES, JetCase, check_jet, close, label, scales
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels import device_checks as checks
 from torch import Tensor
 
 import fastxai
@@ -236,6 +237,14 @@ def test_overwrite_reuses_memory(act: Activation, directions: int) -> None:
     assert mu_same.data_ptr() == nu.data_ptr() and torch.equal(mu_same, mu)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("act", checks.SHARP, ids=label)
+def test_beta_in_memory(act: Activation, dtype: torch.dtype) -> None:
+    checks.check_beta_in_memory("reference", "cpu", act, dtype)
+    with pytest.raises(TypeError, match="beta must be a number for the kernels of 'cpu'"):
+        checks.check_beta_in_memory("cpu", "cpu", act, dtype)
+
+
 def test_threads_do_not_change_the_bits() -> None:
     a, nu = torch.randn(2, 4, 67, 65, 63).contiguous()
     results = []
@@ -261,6 +270,8 @@ def test_the_pull_is_the_adjoint_of_the_push() -> None:
         (lambda: Activation("swish"), "activation must be one of"),
         (lambda: Activation("softplus", beta=0.0), "beta must be finite and positive, got 0.0"),
         (lambda: Activation("softplus", beta=math.nan), "beta must be finite and positive"),
+        (lambda: Activation("softplus", beta=torch.ones(2)), r"beta must have shape \[3\], got \[2\]"),
+        (lambda: Activation("softplus", beta=torch.ones(3)), "beta must be float64 where it is a tensor"),
         (lambda: Activation("elu", alpha=math.inf), "alpha must be finite"),
         (lambda: Activation("tanh", second="curvature"), "second must be 'own' for tanh"),
         (lambda: activation.push(SOFTPLUS, torch.zeros(3, 2), 1), "a must have a multiple of 1 \\+ 1 rows"),

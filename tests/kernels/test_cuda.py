@@ -109,6 +109,16 @@ def test_softplus_tails(backend: str, beta: float) -> None:
     checks.check_softplus_tails(backend, "cuda", beta)
 
 
+@pytest.mark.parametrize("dtype", list(checks.STORAGE), ids=str)
+@pytest.mark.parametrize("act", checks.SHARP, ids=label)
+def test_beta_in_memory(backend: str, act: Activation, dtype: torch.dtype) -> None:
+    if backend == "cuda":
+        with pytest.raises(TypeError, match="beta must be a number"):
+            checks.check_beta_in_memory(backend, "cuda", act, dtype)
+    else:
+        checks.check_beta_in_memory(backend, "cuda", act, dtype)
+
+
 def test_special_values(backend: str) -> None:
     checks.check_special_values(backend, "cuda")
 

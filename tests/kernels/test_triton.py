@@ -50,6 +50,8 @@ def compile_for_hopper(kernel: object, pointer: str, **constants: object) -> str
     for i, name in enumerate(kernel.arg_names):  # type: ignore[attr-defined]
         if name in constants or name in CONSTANTS:
             signature[name], values[(i,)] = "constexpr", constants.get(name, CONSTANTS.get(name))
+        elif name == "beta_head" and "beta_tail" in constants:
+            signature[name] = "*fp64"
         elif name in FLOATS:
             signature[name] = "fp32"
         elif name in POINTERS:
@@ -109,6 +111,20 @@ def test_path_kernels_assemble_with_16_byte_accesses(pointer: str) -> None:
         wide = [kind for kind in accesses(ptx, "ld") if kind != scalar]
         assert wide == [".v4.b32"] * loads and accesses(ptx, "st") == [".v4.b32"] * stores
         assert ".local" not in ptx and ".approx" not in ptx
+
+
+def test_kernels_with_beta_in_memory_assemble() -> None:
+    from fastxai.kernels.triton import activation, interpolate, mixed
+
+    kernels = [(activation, ("_push", "_pull")), (mixed, ("_push", "_pull")), (interpolate, ("_push", "_reduce"))]
+    for module, names in kernels:
+        for name in names:
+            kernel = getattr(module, name + "_kernel")
+            given = {"beta_tail": None, "bias": None, "ACT": NAMES.index("softplus"), "DIRECTIONS": 1}
+            constants = {name: value for name, value in given.items() if name in kernel.arg_names}
+            ptx = compile_for_hopper(kernel, "*fp32", **constants)
+            assert len([kind for kind in accesses(ptx, "ld") if kind == ".b64"]) == 2
+            assert ".local" not in ptx and ".approx" not in ptx
 
 
 @pytest.mark.parametrize("pointer", ["*fp32", "*bf16"])

@@ -11,7 +11,8 @@ Launch: a 1-D grid over the elements of one component, ``BLOCK`` elements a prog
 thread one 16-byte access per tensor (8 for float32, 4 for 2-byte storage). Integer arguments keep Triton's
 specialisation on multiples of 16 (without it accesses are scalar: it is the element count that tells that component s
 starts on a 16-byte boundary) and on 1 (channels-last bias: no division). The activation, the number of directions and
-a pool's geometry are compile-time; values such as beta are plain floats, so that a growing beta recompiles nothing.
+a pool's geometry are compile-time; values such as beta are plain floats, so that a growing beta recompiles nothing. A
+beta that grows between the replays of a captured call lies in memory instead (``formulas.dials``).
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-__all__ = ["BLOCK", "launch", "wide"]
+from fastxai.kernels.formulas import Activation, split
+
+__all__ = ["BLOCK", "launch", "loaded", "numbers", "wide"]
 
 BLOCK = 1024
 INT32_ELEMENTS = 2**31 - 2**20
@@ -33,6 +37,23 @@ INT32_ELEMENTS = 2**31 - 2**20
 def wide(size: int) -> bool:
     """Return True if numbering ``size`` elements (and a block beyond) takes 64 bits; 32-bit divisions are faster."""
     return size > INT32_ELEMENTS
+
+
+def numbers(act: Activation) -> tuple[float | Tensor, float | None, float]:
+    """Return (head of beta, its tail, alpha), or for a beta in memory (the tensor, None, alpha)."""
+    return (act.beta, None, act.alpha) if isinstance(act.beta, Tensor) else (*split(act.beta), act.alpha)
+
+
+@triton.jit
+def loaded(head, tail):
+    """(head, tail) of beta, as ``numbers`` gave them."""
+    if tail is None:
+        beta_head = tl.load(head + 1).to(tl.float32)
+        beta_tail = tl.load(head + 2).to(tl.float32)
+    else:
+        beta_head = head
+        beta_tail = tail
+    return beta_head, beta_tail
 
 
 def launch(kernel: Any, size: int, like: Tensor, *args: Any, **constants: Any) -> None:

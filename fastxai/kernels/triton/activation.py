@@ -12,15 +12,13 @@ a = -13). The exception is gelu_tanh below a = -5, whose exponent is a cubic rou
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastxai.kernels.activation import NAMES, Activation
-from fastxai.kernels.triton import launch, wide
+from fastxai.kernels.triton import launch, loaded, numbers, wide
 
 __all__ = ["pull", "pull_primal", "push"]
 
@@ -276,6 +274,7 @@ def _push_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    beta_head, beta_tail = loaded(beta_head, beta_tail)
     primal = tl.load(a + at, mask).to(tl.float32)
     if bias is not None:
         number = at if WIDE else at.to(tl.int32)
@@ -311,6 +310,7 @@ def _pull_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    beta_head, beta_tail = loaded(beta_head, beta_tail)
     d1, d2 = _slopes(tl.load(kept + at, mask).to(tl.float32), beta_head, beta_tail, alpha, ACT, CURVED)
     tangent = tl.load(nu_v + at, mask).to(tl.float32)
     for _ in range(DIRECTIONS):
@@ -328,13 +328,6 @@ def _pull_kernel(
         tl.store(mu_v + at, d1 * tangent, mask)
 
 
-def _numbers(act: Activation) -> tuple[float, float, float]:
-    """Return (head of beta: 12 bits, the rest of beta, alpha)."""
-    significand, exponent = math.frexp(act.beta)
-    head = math.ldexp(round(significand * 4096), exponent - 12)
-    return head, act.beta - head, act.alpha
-
-
 def push(
     act: Activation, a: Tensor, directions: int = 0, bias: Tensor | None = None, *, overwrite: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -346,7 +339,7 @@ def push(
     channels, inner = (1, 1) if bias is None else (a.shape[1], a.stride(1))
     bias = bias if bias is None else bias.contiguous()
     launch(
-        _push_kernel, size, a, y, kept, a, bias, size, channels, inner, *_numbers(act),
+        _push_kernel, size, a, y, kept, a, bias, size, channels, inner, *numbers(act),
         ACT=act.code, CURVED=act.second == "curvature", DIRECTIONS=directions, WIDE=wide(size),
     )  # fmt: skip
     return y, kept
@@ -363,7 +356,7 @@ def _pull(
     """Fill out = (mu_v or None, mu_0) from nu = (nu_v, nu_0 or None)."""
     size = kept.numel()
     launch(
-        _pull_kernel, size, kept, *out, kept, None if act.flat else a_v, *nu, size, *_numbers(act),
+        _pull_kernel, size, kept, *out, kept, None if act.flat else a_v, *nu, size, *numbers(act),
         ACT=act.code, CURVED=act.second == "curvature", DIRECTIONS=directions,
     )  # fmt: skip
 

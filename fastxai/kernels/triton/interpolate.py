@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastxai.kernels.activation import Activation
 from fastxai.kernels.interpolate import bias_geometry, rows_like
-from fastxai.kernels.triton import launch, wide
-from fastxai.kernels.triton.activation import _numbers, _slopes, _value
+from fastxai.kernels.triton import launch, loaded, numbers, wide
+from fastxai.kernels.triton.activation import _slopes, _value
 
 __all__ = ["push", "reduce", "reduce_primal", "tangent"]
 
@@ -39,6 +39,7 @@ def _push_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    beta_head, beta_tail = loaded(beta_head, beta_tail)
     start = tl.load(a + at, mask).to(tl.float32)
     step = tl.load(a + size + at, mask).to(tl.float32)
     if bias is not None:
@@ -69,6 +70,7 @@ def _tangent_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    beta_head, beta_tail = loaded(beta_head, beta_tail)
     shared = tl.load(a_v + at, mask).to(tl.float32)
     for _ in range(points):
         d1, _ = _slopes(tl.load(kept + at, mask).to(tl.float32), beta_head, beta_tail, alpha, ACT, CURVED)
@@ -98,6 +100,7 @@ def _reduce_kernel(
     """Both reductions: without a_v there is no curvature, without nu_0 no straight part, without m_1 no moment."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    beta_head, beta_tail = loaded(beta_head, beta_tail)
     total = tl.zeros([BLOCK], tl.float32)
     moment = tl.zeros([BLOCK], tl.float32)
     shared = total
@@ -126,7 +129,7 @@ def push(act: Activation, a: Tensor, t: Tensor, bias: Tensor | None) -> tuple[Te
     size = a.numel() // 2
     y, kept = (rows_like(a, t.shape[0] * (a.shape[0] // 2)) for _ in range(2))
     launch(
-        _push_kernel, size, a, y, kept, a, bias, t, size, t.shape[0], *bias_geometry(a, bias), *_numbers(act),
+        _push_kernel, size, a, y, kept, a, bias, t, size, t.shape[0], *bias_geometry(a, bias), *numbers(act),
         ACT=act.code, WIDE=wide(size),
     )  # fmt: skip
     return y, kept
@@ -136,7 +139,7 @@ def tangent(act: Activation, kept: Tensor, a_v: Tensor) -> Tensor:
     """Push one tangent at all points; see ``fastxai.kernels.interpolate.tangent``."""
     y_v, size = rows_like(kept, kept.shape[0]), a_v.numel()
     points = kept.shape[0] // max(a_v.shape[0], 1)
-    launch(_tangent_kernel, size, kept, y_v, kept, a_v, size, points, *_numbers(act), ACT=act.code, CURVED=False)
+    launch(_tangent_kernel, size, kept, y_v, kept, a_v, size, points, *numbers(act), ACT=act.code, CURVED=False)
     return y_v
 
 
@@ -144,7 +147,7 @@ def reduce(act: Activation, kept: Tensor, nu: Tensor, points: int) -> Tensor:
     """Pull back and add up; see ``fastxai.kernels.interpolate.reduce``."""
     mu = rows_like(kept, kept.shape[0] // max(points, 1))
     launch(
-        _reduce_kernel, mu.numel(), kept, mu, None, kept, None, None, nu, None, mu.numel(), points, *_numbers(act),
+        _reduce_kernel, mu.numel(), kept, mu, None, kept, None, None, nu, None, mu.numel(), points, *numbers(act),
         ACT=act.code, CURVED=False,
     )  # fmt: skip
     return mu
@@ -156,7 +159,7 @@ def reduce_primal(act: Activation, kept: Tensor, a_v: Tensor, nu_v: Tensor, nu_0
     m = rows_like(kept, 2 * rows)
     curved = (None, None) if act.flat else (a_v, nu_v)
     launch(
-        _reduce_kernel, size, kept, m[:rows], m[rows:], kept, *curved, nu_0, t, size, t.shape[0], *_numbers(act),
+        _reduce_kernel, size, kept, m[:rows], m[rows:], kept, *curved, nu_0, t, size, t.shape[0], *numbers(act),
         ACT=act.code, CURVED=act.second == "curvature",
     )  # fmt: skip
     return m

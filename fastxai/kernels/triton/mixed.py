@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastxai.kernels.activation import Activation
-from fastxai.kernels.triton import launch
+from fastxai.kernels.triton import launch, loaded, numbers
 from fastxai.kernels.triton.activation import (
     _CUBIC_C,
     _CUBIC_K,
@@ -28,7 +28,6 @@ from fastxai.kernels.triton.activation import (
     _exp_parts,
     _negative,
     _normal_parts,
-    _numbers,
     _share,
     _sigmoid_parts,
     _slopes,
@@ -107,6 +106,7 @@ def _push_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    beta_head, beta_tail = loaded(beta_head, beta_tail)
     d1, d2 = _slopes(tl.load(kept + at, mask).to(tl.float32), beta_head, beta_tail, alpha, ACT, CURVED)
     mixed = d1 * tl.load(a + at, mask).to(tl.float32)
     bent = tl.zeros_like(d1)
@@ -141,6 +141,7 @@ def _pull_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    beta_head, beta_tail = loaded(beta_head, beta_tail)
     keep = tl.load(kept + at, mask).to(tl.float32)
     d1, d2 = _slopes(keep, beta_head, beta_tail, alpha, ACT, CURVED)
     nu_v = tl.load(nu + at, mask).to(tl.float32)
@@ -169,12 +170,12 @@ def _settings(act: Activation, directions: int) -> dict[str, int | bool]:
 def push(act: Activation, kept: Tensor, a_v: Tensor, a: Tensor, directions: int) -> Tensor:
     """Push the mixed component and the directions u; see ``fastxai.kernels.mixed.push``."""
     y, size = torch.empty_like(a), kept.numel()
-    launch(_push_kernel, size, kept, y, kept, a_v, a, size, *_numbers(act), **_settings(act, directions))
+    launch(_push_kernel, size, kept, y, kept, a_v, a, size, *numbers(act), **_settings(act, directions))
     return y
 
 
 def pull(act: Activation, kept: Tensor, a_v: Tensor, a: Tensor, nu: Tensor, bar: Tensor, directions: int) -> Tensor:
     """Pull (nu_0, nu_v); see ``fastxai.kernels.mixed.pull``."""
     mu, size = torch.empty_like(bar), kept.numel()
-    launch(_pull_kernel, size, kept, mu, kept, a_v, a, nu, bar, size, *_numbers(act), **_settings(act, directions))
+    launch(_pull_kernel, size, kept, mu, kept, a_v, a, nu, bar, size, *numbers(act), **_settings(act, directions))
     return mu
