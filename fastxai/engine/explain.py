@@ -95,6 +95,7 @@ class RuleRuntime(Runtime):
             for parent in node.inputs:
                 self._readers[parent.index].append(node)
         self._boxes: dict[int, _Box] = {}
+        self._closed_layers: dict[tuple[str, ...], frozenset[int]] = {}
 
     def attribute(
         self, x: Tensor, target: Tensor | None, acts: Activations, seed: str, *, parameters: bool
@@ -149,6 +150,14 @@ class RuleRuntime(Runtime):
             for reader in readers
         )
 
+    def _closed_of(self, acts: Activations) -> frozenset[int]:
+        """Return the numbers of the layers that are closed, which depends on the activations' names alone."""
+        names = tuple(act.name for act in acts)
+        if names not in self._closed_layers:
+            layers = [node for node in self.graph.nodes if isinstance(node, Layer)]
+            self._closed_layers[names] = frozenset(node.index for node in layers if self._closed(node, acts))
+        return self._closed_layers[names]
+
     def _closed(self, node: Node, acts: Activations) -> bool:
         """Return True if relevance of a node's output is zero wherever that is not positive, and t is ignored there.
 
@@ -181,12 +190,12 @@ class RuleRuntime(Runtime):
         def wanted(node: Node) -> frozenset[int]:
             return frozenset(i for i in range(len(node.params)) if node.slot + i in s.wanted)
 
-        sites = []
+        sites, closed = [], self._closed_of(s.activations)
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
             box = None if rule.box is None else self._box(s, node, rule.box, x)
             moves = box is not None and any(wanted(self.graph.nodes[i]) for i in box.values)
-            closed = isinstance(node, Layer) and self._closed(node, s.activations)
-            sites.append(Site(node, s, wanted(node), None if box is None else box.ends, moves, closed))
+            ends = None if box is None else box.ends
+            sites.append(Site(node, s, wanted(node), ends, moves, node.index in closed))
         return sites
 
     def _box(self, s: Sweep, node: Node, box: tuple[Any, Any], like: Tensor) -> _Box:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import fastxai
 from fastxai.engine.explain import RuleRuntime
+from fastxai.engine.jets import Node
 from fastxai.engine.rules import AlphaBeta, Composite, Epsilon, Gamma, GuidedBackprop, Rule, ZBox, ZPlus, lrp
 from fastxai.engine.rules._rule import Site
+from fastxai.engine.runtime import Activations
 
 
 class Branches(nn.Module):
@@ -99,3 +101,22 @@ def test_which_layers_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(nn.ReLU, Composite(Gamma(), Rule(), activation=gamma.activation, add=Epsilon())) == {"first", "body"}
     assert found(nn.ReLU, Composite(Gamma(), Gamma(), activation=GuidedBackprop(), add=Epsilon())) == set()
     assert found(nn.ReLU, lrp(Gamma(), Gamma(), paths=[("body", Rule())])) == layers - {"first"}
+
+
+def test_they_are_found_once_for_each_kind_of_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for every chunk, and again where a view has other activations."""
+    model, x = made(nn.ReLU)
+    net, asked = fastxai.compile(model), []
+    closed = RuleRuntime._closed
+
+    def watched(self: RuleRuntime, node: Node, acts: Activations) -> bool:
+        asked.append(node)
+        return closed(self, node, acts)
+
+    monkeypatch.setattr(RuleRuntime, "_closed", watched)
+    monkeypatch.setattr(RuleRuntime, "most", lambda *_: 1)
+    counts = []
+    for view in (net, net, *(net.with_activation("softplus", beta) for beta in (5.0, 5.0, 7.0)), net):
+        assert fastxai.LRP(view, COMPOSITES["gamma"]).attribute(x, 1).shape == x.shape
+        counts.append(len(asked))
+    assert 0 < counts[0] == counts[1] < counts[2] == counts[3] == counts[4] == counts[5]
