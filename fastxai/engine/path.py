@@ -102,6 +102,7 @@ class _Walk:
         acts: the activations of the view.
         wanted: slots of the parameters whose gradient may be asked for; None if no backward will follow.
         baseline_wanted: whether the baseline's gradient may be asked for.
+        to_input: whether that or x's may be: else a backward stops at the lowest parameters.
         gradient: G, of x's shape.
         groups: where each is in the batch; None in place of one that is not kept.
     """
@@ -116,6 +117,7 @@ class _Walk:
     acts: Activations
     wanted: frozenset[int] | None = None
     baseline_wanted: bool = False
+    to_input: bool = True
     gradient: Tensor | None = None
     groups: list[tuple[slice, _Group | None]] = field(default_factory=list)
 
@@ -221,8 +223,8 @@ class _Walk:
 
     def _sweep(self, n: int, directions: int = 0) -> Sweep:
         prepared, memory = self.path.weights.prepared(self.x), [None] * len(self.path.run.graph.nodes)
-        keep, wanted = self.wanted is not None, self.wanted or frozenset()
-        return Sweep(n, directions, prepared, self.acts, memory, keep=keep, wanted=wanted)
+        kept = {"keep": self.wanted is not None, "wanted": self.wanted or frozenset(), "to_input": self.to_input}
+        return Sweep(n, directions, prepared, self.acts, memory, **kept)
 
     def _push_prefix(self, s: Sweep, rows: Tensor) -> dict[int, Tensor]:
         """Push rows of the input to the boundary; return its values by source."""
@@ -330,7 +332,7 @@ class _Integral(torch.autograd.Function):
     def forward(ctx: Any, walk: _Walk, *tensors: Tensor) -> Any:
         weights = tensors[2:]
         walk.wanted = frozenset(i for i, weight in enumerate(weights) if weight.requires_grad)
-        walk.baseline_wanted = ctx.needs_input_grad[2]
+        walk.baseline_wanted, walk.to_input = ctx.needs_input_grad[2], any(ctx.needs_input_grad[1:3])
         ctx.run, ctx.parts = walk.path, walk
         result = walk.path.start(walk.x, walk)
         ctx.generation, ctx.marks = walk.path.weights.generation, walk.path.weights.marks()

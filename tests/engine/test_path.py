@@ -16,6 +16,7 @@ from torch.autograd import grad
 
 import fastxai
 from fastxai.engine.heads import Output, head
+from fastxai.engine.jets import Linear
 from fastxai.engine.path import Path
 from fastxai.engine.runtime import Runtime
 from fastxai.explainers.quadrature import quadrature
@@ -225,6 +226,24 @@ def test_prefix_is_swept_once_whatever_the_number_of_points():
         points = quadrature("midpoint", n_steps)
         Path(run).integrate(x, 0 * x, points, head("logit"), None, acts, parameters=False)
     assert rows == [6, 6]
+
+
+def test_a_backward_for_the_parameters_stops_at_the_lowest(monkeypatch):
+    model, (x, xbar) = nets.make("residual"), inputs()
+    run, acts = runtime(model)
+    path = Path(run)
+    first = next(node for node in path.boundary.prefix.nodes if node.params)
+    assert isinstance(first, Linear) and not first.fed
+    transpose, calls = first.transpose, []
+    monkeypatch.setattr(first, "transpose", lambda w, nu: calls.append(nu.shape[0]) or transpose(w, nu))
+    found = []
+    for leaves in ((x, xbar), (x.detach(), xbar), (x.detach(), xbar.detach())):
+        h, scores = path.integrate(*leaves, quadrature("midpoint", 4), head("logit"), TARGETS, acts, parameters=True)
+        calls.clear()
+        found.append(grad(loss(h, scores), list(model.parameters())))
+        assert sum(calls) == (2 * len(x) if leaves[1].requires_grad else 0)
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
 
 
 def test_weights_changed_in_between():
