@@ -6,7 +6,9 @@ import math
 from dataclasses import replace
 
 import torch
-from cases import JetCase, PathCase, ShareCase, place
+from cases import JetCase, place
+from path_cases import PathCase
+from share_cases import ShareCase
 from torch import Tensor
 
 import fastxai

@@ -6,25 +6,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from cases import (
-    ACTIVATIONS,
-    JET_CASES,
-    MIXED_CASES,
-    PATH_CASES,
-    POOL_CASES,
-    SHARE_CASES,
-    JetCase,
-    PathCase,
-    PoolCase,
-    ShareCase,
-    check_jet,
-    check_mixed,
-    check_path,
-    check_pool,
-    check_share,
-    label,
-)
+from cases import ACTIVATIONS, JET_CASES, MIXED_CASES, JetCase, check_jet, check_mixed, label
 from kernels import device_checks as checks
+from path_cases import PATH_CASES, PathCase, check_path
+from pool_cases import POOL_CASES, PoolCase, check_pool
+from share_cases import SHARE_CASES, ShareCase, check_share
 from step_cases import STEP_CASES, StepCase, check_step
 
 import fastxai

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import ACTIVATIONS, PATH_CASES, PathCase, check_path, label, run_path
+from cases import ACTIVATIONS, label
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from path_cases import PATH_CASES, PathCase, check_path, run_path
 from torch import Tensor
 
 import fastxai

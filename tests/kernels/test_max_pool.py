@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import POOL_CASES, WINDOWS, PoolCase, check_pool
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pool_cases import POOL_CASES, WINDOWS, PoolCase, check_pool
 from torch import Tensor
 
 import fastxai

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from cases import SHARE_CASES, ShareCase, check_share
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share_cases import SHARE_CASES, ShareCase, check_share
 from torch import Tensor
 
 import fastxai
