@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastxai.models import CNN
+from fastxai.models import CNN, MNISTCNN
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BETA = 10.0
@@ -35,6 +35,10 @@ def _cnn() -> nn.Module:
     return CNN()
 
 
+def _mnist_cnn() -> nn.Module:
+    return MNISTCNN()
+
+
 def _resnet20() -> nn.Module:
     sys.path.insert(0, str(SHARED / "data" / "models"))
     try:
@@ -53,6 +57,7 @@ def _vgg16() -> nn.Module:
 # name: (makes the model, per-sample input shape)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "cnn": (_cnn, (3, 32, 32)),
+    "mnist_cnn": (_mnist_cnn, (1, 28, 28)),
     "resnet20": (_resnet20, (3, 32, 32)),
     "vgg16": (_vgg16, (3, 224, 224)),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ import fastxai
 from fastxai.engine.nodes.conv2d import Conv2d
 from fastxai.engine.nodes.linear import Dense
 
-__all__ = ["Layer", "floor"]
+__all__ = ["Layer", "floor", "weight_floor"]
 
 CHUNKS = (2, 8, 16, 32, 128)
 Call = Callable[[Tensor], object]
@@ -102,6 +103,44 @@ def floor(net: fastxai.Net, x: Tensor, directions: int = 1) -> list[Layer]:
             continue
         layers.append(_best(f"{node.path or type(node).__name__} up", up, rows, shape, flops, x))
         layers.append(_best(f"{node.path or type(node).__name__} down", down, rows, node.shape, flops, x))
+    return layers
+
+
+@lru_cache(maxsize=64)
+def _values(rows: int, shape: tuple[int, ...], order: torch.memory_format, like: Tensor) -> Tensor:
+    return torch.randn(rows, *shape, dtype=like.dtype, device=like.device).contiguous(memory_format=order)
+
+
+@torch.no_grad()
+def weight_floor(net: fastxai.Net, x: Tensor, rows: int) -> list[Layer]:
+    """Return the vendor calls of the weight gradients of so many rows, each at its fastest."""
+    run, _ = net._backend(x)
+    prepared, layers = run.weights.prepared(x), []  # type: ignore[union-attr]
+    for node in run.graph.nodes:  # type: ignore[union-attr]
+        if not isinstance(node, (Conv2d, Dense)):
+            continue
+        weight, shape = prepared[node.index][0], node.inputs[0].shape
+        if isinstance(node, Conv2d):
+            weight = weight[0].contiguous(memory_format=torch.channels_last)
+
+            def backward(nu: Tensor, shape=shape, weight=weight, geometry=node.geometry) -> object:
+                last = nu.is_contiguous(memory_format=torch.channels_last)
+                values = _values(nu.shape[0], shape, torch.channels_last if last else torch.contiguous_format, x)
+                stride, padding, dilation, groups = geometry
+                mask = (False, True, False)
+                return torch.ops.aten.convolution_backward(
+                    nu, values, weight, None, stride, padding, dilation, False, (0, 0), groups, mask
+                )[1]
+
+            flops = 2.0 * rows * weight.numel() * node.shape[1] * node.shape[2]
+        else:
+
+            def backward(nu: Tensor, shape=shape) -> object:
+                return nu.T @ _values(nu.shape[0], shape, torch.contiguous_format, x)
+
+            flops = 2.0 * rows * weight.numel()
+        name = f"{node.path or type(node).__name__} weights"
+        layers.append(_best(name, {"backward": backward}, rows, node.shape, flops, x))
     return layers
 
 

@@ -11,18 +11,15 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from _measure import interleaved, machine, peak_memory, table
 from _networks import BETA, network
-from floor import _best, floor
+from floor import floor, weight_floor
 from torch import Tensor, nn
 
 import fastxai
-from fastxai.engine.nodes.conv2d import Conv2d
-from fastxai.engine.nodes.linear import Dense
 from fastxai.training import CrossEntropy, HessianNorm, Objective
 
 ZETA = 1e-6
@@ -64,39 +61,6 @@ def plain_step(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
     return _gradients(F.cross_entropy(model(x), y), model)
 
 
-@lru_cache(maxsize=64)
-def _values(rows: int, shape: tuple[int, ...], order: torch.memory_format) -> Tensor:
-    return torch.randn(rows, *shape).contiguous(memory_format=order)
-
-
-def _weight_floor(net: fastxai.Net, x: Tensor) -> float:
-    """Seconds of the weight gradients of 4 N rows, each call at its fastest."""
-    run, _ = net._backend(x)
-    prepared, rows, total = run.weights.prepared(x), 4 * x.shape[0], 0.0  # type: ignore[union-attr]
-    for node in run.graph.nodes:  # type: ignore[union-attr]
-        if not isinstance(node, (Conv2d, Dense)):
-            continue
-        weight, shape = prepared[node.index][0], node.inputs[0].shape
-        if isinstance(node, Conv2d):
-            weight = weight[0].contiguous(memory_format=torch.channels_last)
-
-            def backward(nu: Tensor, shape=shape, weight=weight, geometry=node.geometry) -> object:
-                last = nu.is_contiguous(memory_format=torch.channels_last)
-                values = _values(nu.shape[0], shape, torch.channels_last if last else torch.contiguous_format)
-                stride, padding, dilation, groups = geometry
-                mask = (False, True, False)
-                return torch.ops.aten.convolution_backward(
-                    nu, values, weight, None, stride, padding, dilation, False, (0, 0), groups, mask
-                )[1]
-        else:
-
-            def backward(nu: Tensor, shape=shape) -> object:
-                return nu.T @ _values(nu.shape[0], shape, torch.contiguous_format)
-
-        total += _best("", {"backward": backward}, rows, node.shape, 0.0, x).seconds
-    return total
-
-
 def case(name: str, batch: int, repeats: int) -> tuple[list[list[str]], list[list[str]]]:
     """Compare, time, and return the rows of both tables."""
     model, x, y = network(name, batch)
@@ -127,7 +91,8 @@ def case(name: str, batch: int, repeats: int) -> tuple[list[list[str]], list[lis
     calls = {**steps, "without the penalty": lambda: plain_step(model, x, y)}
     seconds = interleaved(calls, repeats)
     with torch.no_grad():
-        bare = 2 * sum(layer.seconds for layer in floor(net, x)) + _weight_floor(net, x)
+        bare = 2 * sum(layer.seconds for layer in floor(net, x))
+        bare += sum(layer.seconds for layer in weight_floor(net, x, 4 * batch))
     rows = []
     for how, time in seconds.items():
         ours = how == "fastxai"
