@@ -17,6 +17,7 @@
 #include "cpu/parallel.h"
 #include "cpu/proportional.h"
 #include "cpu/thin_conv.h"
+#include "cpu/winograd.h"
 #include "math.h"
 #ifdef FASTXAI_CUDA
 #include "cuda/activation.h"
@@ -224,6 +225,19 @@ void cpu_thin_conv_transpose(const std::array<int64_t, 11>& g, Address nu, Addre
   cpu::thin_conv_transpose(conv, at<float>(nu), at<float>(weight), at<float>(mu), threads);
 }
 
+// The geometry of fastxai/kernels/winograd.py, in the order of the struct.
+void cpu_winograd_conv(const std::array<int64_t, 9>& g, Address x, Address u, Address bias, Address y, int registers,
+                       int threads) {
+  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8]};
+  cpu::winograd_conv(conv, at<float>(x), at<float>(u), at<float>(bias), at<float>(y), registers, threads);
+}
+
+void cpu_winograd_weight_grad(const std::array<int64_t, 9>& g, Address x, Address nu, Address du, int registers,
+                              int pieces) {
+  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8]};
+  cpu::winograd_weight_grad(conv, at<float>(x), at<float>(nu), at<float>(du), pieces, registers);
+}
+
 #ifdef FASTXAI_CUDA
 template <class F>
 void with_cuda_type(int dtype, const F& f) {
@@ -311,6 +325,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_proportional_share", &cpu_proportional_share, Free());
   m.def("cpu_proportional_adjoint", &cpu_proportional_adjoint, Free());
   m.def("cpu_thin_conv_transpose", &cpu_thin_conv_transpose, Free());
+  m.def("cpu_winograd_conv", &cpu_winograd_conv, Free());
+  m.def("cpu_winograd_weight_grad", &cpu_winograd_weight_grad, Free());
+  m.def("cpu_winograd_registers", &cpu::winograd_registers);
 #ifdef FASTXAI_CUDA
   m.attr("has_cuda") = true;
   m.def("cuda_activation_push", &cuda_activation_push, Free());

@@ -20,6 +20,7 @@
 // One compiled copy per instruction set, chosen when the library loads. Only GCC on glibc does this with ifunc.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     __GNUC__ >= 12
+#define FASTXAI_HAS_CLONES
 #define FASTXAI_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FASTXAI_CLONES

@@ -14,7 +14,7 @@ from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.nodes.pad import Pad
 from fastxai.engine.trace import Unsupported
 from fastxai.engine.weights import Expr, shape_of
-from fastxai.kernels import thin_conv
+from fastxai.kernels import thin_conv, winograd
 
 __all__ = ["Conv2d"]
 
@@ -43,21 +43,35 @@ class Conv2d(Layer):
     def pack(self, weight: Tensor) -> Any:
         """Return W in channels-last; flipped and transposed, where that turns the transpose into a convolution.
 
-        The third is W packed for the thin kernel, for a transpose to few channels.
+        Then W packed for the kernels that are faster than the vendor's: Winograd's, Winograd's for the transpose, and
+        the thin one for a transpose to few channels. None stands for what does not apply.
         """
         if weight.dim() == 1:
             return weight.contiguous()
         weight = weight.contiguous(memory_format=torch.channels_last)
-        stride, padding, dilation, groups = self.geometry
-        reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
-        if stride != (1, 1) or groups != 1 or min(reach) < 0:
-            return weight, None, None
-        packed = thin_conv.pack(weight) if dilation == (1, 1) and thin_conv.fits(weight) else None
+        stride, _, dilation, groups = self.geometry
+        if stride != (1, 1) or groups != 1:
+            return weight, None, None, None, None
+        plain = dilation == (1, 1)
+        up = winograd.pack(weight) if plain and winograd.fits(weight, self.shape[1:]) else None
+        if min(self._reach(weight)) < 0:
+            return weight, None, up, None, None
         # A forward convolution reaches a higher rate than oneDNN's backward-data on channels-last input.
-        return weight, weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last), packed
+        flipped = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        if plain and winograd.fits(flipped, self.inputs[0].shape[1:]):
+            return weight, None, up, winograd.pack(flipped), None
+        return weight, flipped, up, None, thin_conv.pack(weight) if plain and thin_conv.fits(weight) else None
+
+    def _reach(self, weight: Tensor) -> tuple[int, int]:
+        """Return the zeros around nu that make the transpose a convolution."""
+        _, padding, dilation, _ = self.geometry
+        height, width = (d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True))
+        return height, width
 
     def affine(self, w: Any, bias: Tensor | None, x: Tensor) -> Tensor:
         """W * x + b on every row."""
+        if w[2] is not None and winograd.serves(x):
+            return winograd.conv(x, w[2], bias, self.geometry[1])
         return torch.conv2d(x, w[0], bias, *self.geometry)
 
     def spread(self, bias: Tensor) -> Tensor:
@@ -70,17 +84,20 @@ class Conv2d(Layer):
 
     def transpose(self, w: Any, nu: Tensor) -> Pulled:
         """The transposed convolution."""
-        weight, flipped, packed = w
+        weight, flipped, _, down, thin = w
         _, padding, dilation, _ = self.geometry
-        if packed is not None and thin_conv.serves(nu):
-            return [thin_conv.transpose(nu, packed, (weight.shape[2], weight.shape[3]), padding)]
+        if down is not None and winograd.serves(nu):
+            return [winograd.conv(nu, down, None, self._reach(weight))]
+        if thin is not None and thin_conv.serves(nu):
+            return [thin_conv.transpose(nu, thin, (weight.shape[2], weight.shape[3]), padding)]
         if flipped is not None:
-            reach = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
-            return [torch.conv2d(nu, flipped, None, 1, reach, dilation)]
+            return [torch.conv2d(nu, flipped, None, 1, self._reach(weight), dilation)]
         return [self._backward(nu, self._like(nu), weight, (True, False, False))[0]]
 
     def weight_grad(self, w: Any, mu: Tensor, x: Tensor) -> Tensor:
         """Sum of mu (x) x over rows and positions."""
+        if w[2] is not None and winograd.gains(x, mu):
+            return winograd.weight_grad(x, mu, self.geometry[1])
         return self._backward(mu, x, w[0], (False, True, False))[1]
 
     def _like(self, nu: Tensor) -> Tensor:

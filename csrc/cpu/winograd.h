@@ -1,0 +1,26 @@
+// 3x3 convolutions by Winograd's F(2x2, 3x3) on the CPU; the contract is in fastxai/kernels/winograd.py.
+#pragma once
+
+#include <cstdint>
+
+namespace fastxai::cpu {
+
+// Stride, dilation and groups 1; `channels` of x and `outputs` of y are multiples of 16.
+struct Winograd {
+  int64_t rows, height, width, out_height, out_width;
+  int64_t padding_h, padding_w;
+  int64_t channels, outputs;
+};
+
+// How many vector registers the loops may count on: 32 or 16, or 0 where they have not been seen to win.
+int winograd_registers();
+
+// x: [rows, height, width, channels]; u: the packed kernel; bias: [outputs] or null; y: [rows, out_height, out_width,
+// outputs]. `registers` is at most winograd_registers().
+void winograd_conv(const Winograd& conv, const float* x, const float* u, const float* bias, float* y, int registers,
+                   int threads);
+
+// du: [pieces, size of u], sums over the tiles of each piece of B^T d B (x) A nu A^T; nu as y above.
+void winograd_weight_grad(const Winograd& conv, const float* x, const float* nu, float* du, int pieces, int registers);
+
+}  // namespace fastxai::cpu
