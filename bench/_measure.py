@@ -39,8 +39,7 @@ def interleaved(calls: dict[str, Call], repeats: int = 20, least: float = 0.0, d
     loops = {}
     for name, call in calls.items():
         call()
-        once = sample(call, 1)
-        loops[name] = max(1, min(1000, round(least / max(once, 1e-7))))
+        loops[name] = max(1, min(1000, round(least / max(sample(call, 1), 1e-7)))) if least else 1
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
