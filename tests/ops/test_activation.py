@@ -1,101 +1,19 @@
-"""The public activations: values, every kind of derivative, layouts, dtypes, extremes and errors."""
+"""The public activations: values, derivatives, layouts, what they save, and errors."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from ops.curves import BACKENDS, CASES, CURVED, EACH, EACH_CURVED, loss, points, steep, tower
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.autograd import functional as AF
 
-from fastxai import _backend, ops
-from fastxai.ops._formula import needs_formula
-
-Map = Callable[[Tensor], Tensor]
-
-
-def steep(x: Tensor, beta: float) -> Tensor:
-    return -F.logsigmoid(-beta * x) / beta
-
-
-# Ours, and a torch expression that autograd may differentiate any number of times.
-SMOOTH: dict[str, tuple[Map, Map]] = {
-    "softplus": (partial(ops.softplus, beta=0.7), partial(steep, beta=0.7)),
-    "softplus-10": (partial(ops.softplus, beta=10), partial(steep, beta=10)),
-    "sigmoid": (ops.sigmoid, torch.sigmoid),
-    "tanh": (ops.tanh, torch.tanh),
-    "silu": (ops.silu, lambda x: x * torch.sigmoid(x)),
-    "gelu": (ops.gelu, F.gelu),
-    "gelu_tanh": (partial(ops.gelu, approximate="tanh"), partial(F.gelu, approximate="tanh")),
-    "elu": (partial(ops.elu, alpha=0.7), partial(F.elu, alpha=0.7)),
-}
-KINKED: dict[str, tuple[Map, Map]] = {
-    "relu": (ops.relu, F.relu),
-    "relu-none": (partial(ops.relu, surrogate="none"), F.relu),
-    "relu6": (ops.relu6, F.relu6),
-    "leaky_relu": (partial(ops.leaky_relu, negative_slope=0.2), partial(F.leaky_relu, negative_slope=0.2)),
-}
-CASES = SMOOTH | KINKED
-
-
-def c(x: Tensor, beta: float) -> Tensor:
-    return beta * torch.sigmoid(beta * x) * torch.sigmoid(-beta * x)
-
-
-# Ours with the curvature surrogate, torch's, and the decreed second derivative.
-CURVED: dict[str, tuple[Map, Map, Map]] = {
-    "relu": (partial(ops.relu, surrogate="curvature", beta=3), F.relu, partial(c, beta=3)),
-    "relu6": (
-        partial(ops.relu6, surrogate="curvature", beta=3),
-        F.relu6,
-        lambda x: c(x, 3.0) - c(x - 6, 3.0),
-    ),
-    "leaky_relu": (
-        partial(ops.leaky_relu, negative_slope=0.2, surrogate="curvature", beta=3),
-        partial(F.leaky_relu, negative_slope=0.2),
-        lambda x: 0.8 * c(x, 3.0),
-    ),
-}
-EACH = pytest.mark.parametrize("name", CASES)
-BACKENDS = pytest.mark.usefixtures("backend")
-EACH_CURVED = pytest.mark.parametrize("name", CURVED)
-
-
-@pytest.fixture(params=["default", "reference"])
-def backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    with nullcontext() if request.param == "default" else _backend.backend("reference"):
-        yield
-
-
-def points(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Normal points moved away from the kinks at 0 and 6."""
-    x = 2 * torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(3))
-    return (x + 0.1 * x.sign()).requires_grad_()
-
-
-def tower(f: Map, x: Tensor, order: int) -> list[Tensor]:
-    """s, s', .. s^(order) at each element."""
-    out = [f(x)]
-    for _ in range(order):
-        last = out[-1].sum()
-        (slope,) = (
-            torch.autograd.grad(last, x, create_graph=True, materialize_grads=True) if last.requires_grad else (x * 0,)
-        )
-        out.append(slope)
-    return out
-
-
-def loss(f: Map, x: Tensor) -> Tensor:
-    """A scalar whose Hessian has off-diagonal terms."""
-    return (f(x).sum() ** 2 + (f(x) * torch.arange(x.numel(), dtype=x.dtype).cos().view_as(x)).sum()) / 3
+from fastxai import ops
 
 
 @BACKENDS
@@ -128,101 +46,6 @@ def test_gradgradcheck_of_the_second_derivative(name: str) -> None:
     assert torch.autograd.gradgradcheck(second, (x, points(2)), check_batched_grad=True)
 
 
-@EACH
-def test_torch_func(name: str) -> None:
-    ours, theirs = (partial(loss, f) for f in CASES[name])
-    x, v = points(4).detach(), points(4).detach().flip(0)
-    compare = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
-    compare(torch.func.grad(ours)(x), torch.func.grad(theirs)(x))
-    compare(torch.func.jvp(ours, (x,), (v,)), torch.func.jvp(theirs, (x,), (v,)))
-    compare(torch.func.hessian(ours)(x), torch.func.hessian(theirs)(x))
-    compare(torch.func.jacrev(torch.func.jacrev(ours))(x), torch.func.hessian(theirs)(x))
-    compare(torch.func.jvp(torch.func.grad(ours), (x,), (v,)), torch.func.jvp(torch.func.grad(theirs), (x,), (v,)))
-    stacked = torch.stack([x, v, x + v])
-    compare(torch.vmap(torch.func.grad(ours))(stacked), torch.vmap(torch.func.grad(theirs))(stacked))
-    compare(torch.vmap(ours, in_dims=1)(stacked), torch.vmap(theirs, in_dims=1)(stacked))
-
-
-@BACKENDS
-@EACH
-def test_torch_autograd_functional(name: str) -> None:
-    ours, theirs = (partial(loss, f) for f in CASES[name])
-    x, v = points(4).detach(), points(4).detach().flip(0)
-    compare = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
-    wanted = torch.func.hessian(theirs)(x)
-    compare(AF.hvp(ours, x, v)[1], wanted @ v)
-    compare(AF.vhp(ours, x, v)[1], v @ wanted)
-    compare(AF.hessian(ours, x), wanted)
-    compare(AF.hessian(ours, x, vectorize=True), wanted)
-    compare(AF.hessian(ours, x, vectorize=True, outer_jacobian_strategy="forward-mode"), wanted)
-    compare(AF.jacobian(CASES[name][0], x, vectorize=True), AF.jacobian(CASES[name][1], x))
-
-
-@BACKENDS
-def test_hvp_is_not_zero() -> None:
-    """An op without a backward of its own only warns and gives zeros; hvp differentiates once more than it returns."""
-    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
-    _, got = AF.hvp(lambda x: ops.softplus(x, 2.0).sum(), x, torch.ones_like(x))
-    torch.testing.assert_close(got, c(x, 2.0), rtol=1e-12, atol=0)
-
-
-def test_forward_mode_is_not_zero() -> None:
-    """An op with only a backward strips tangents without a word."""
-    x = torch.linspace(-1, 1, 5, dtype=torch.float64, requires_grad=True)
-    with forward_ad.dual_level():
-        y = ops.softplus(forward_ad.make_dual(x, torch.ones_like(x)), 2.0)
-        tangent = forward_ad.unpack_dual(y).tangent
-    torch.testing.assert_close(tangent, torch.sigmoid(2 * x), rtol=1e-12, atol=0)
-
-
-@BACKENDS
-def test_tangent_that_enters_through_the_cotangent() -> None:
-    """The op has run already; the dual number meets its backward only, or its backward's backward."""
-    x = torch.linspace(-1, 1, 5, dtype=torch.float64, requires_grad=True)
-    gy = torch.full_like(x, 3.0, requires_grad=True)
-    y, t, s1 = ops.softplus(x, 2.0), torch.arange(5, dtype=torch.float64), torch.sigmoid(2 * x)
-    (gx,) = torch.autograd.grad(y, x, gy, create_graph=True)
-
-    def pull(gy: Tensor) -> Tensor:
-        return torch.autograd.grad(y, x, gy, retain_graph=True)[0]
-
-    def pull_twice(ggx: Tensor) -> Tensor:
-        return torch.stack(torch.autograd.grad(gx, (x, gy), ggx, retain_graph=True))
-
-    second = torch.stack([c(x, 2.0) * 3 * t, s1 * t])
-    for f, wanted in ((pull, s1 * t), (pull_twice, second)):
-        with forward_ad.dual_level():
-            tangent = forward_ad.unpack_dual(f(forward_ad.make_dual(torch.ones_like(x), t))).tangent
-        torch.testing.assert_close(tangent, wanted, rtol=1e-12, atol=0)
-        torch.testing.assert_close(torch.func.jvp(f, (torch.ones_like(x),), (t,))[1], wanted, rtol=1e-12, atol=0)
-        both = torch.vmap(lambda u, f=f: torch.func.jvp(f, (torch.ones_like(x),), (u,))[1])(torch.stack([t, -t]))
-        torch.testing.assert_close(both, torch.stack([wanted, -wanted]), rtol=1e-12, atol=0)
-
-
-def test_needs_formula_sees_every_transform() -> None:
-    x, seen = torch.zeros(3), []
-
-    def probe(t: Tensor) -> Tensor:
-        seen.append((needs_formula(t), needs_formula(x)))
-        return t.sum()
-
-    torch.func.grad(probe)(x)
-    torch.vmap(probe)(x)
-    torch.func.jvp(probe, (x,), (x,))
-    assert seen == [(True, True)] * 3
-    assert not needs_formula(x)
-    with forward_ad.dual_level():
-        assert needs_formula(forward_ad.make_dual(x, x)) and not needs_formula(x)
-
-
-def test_closed_over_by_a_transform() -> None:
-    """A tensor that requires grad and is not the transform's own argument keeps its graph."""
-    x = points(4)
-    out = torch.func.grad(lambda w: (w * ops.softplus(x)).sum())(torch.ones(4, dtype=torch.float64))
-    (g,) = torch.autograd.grad(out.sum(), x)
-    torch.testing.assert_close(g, torch.sigmoid(x), rtol=1e-12, atol=0)
-
-
 @BACKENDS
 @EACH_CURVED
 def test_surrogate_leaves_value_and_gradient_alone(name: str) -> None:
@@ -233,30 +56,6 @@ def test_surrogate_leaves_value_and_gradient_alone(name: str) -> None:
     formula, wanted = (torch.vmap(torch.func.grad_and_value(f)) for f in (ours, theirs))
     for mine, other in zip(formula(x.detach()), wanted(x.detach()), strict=True):
         assert torch.equal(mine, other)
-
-
-@BACKENDS
-@EACH_CURVED
-def test_surrogate_tower_on_every_route(name: str) -> None:
-    """s'' and its own derivatives, by backward over backward and by forward over backward."""
-    ours, theirs, second = CURVED[name]
-    x = torch.cat([points(9).detach(), torch.tensor([0.0, 6.0])]).requires_grad_()
-    wanted = [*tower(theirs, x, 1), *tower(second, x, 2)]
-    nested, by_func = ours, []
-    for _ in range(4):
-        nested = torch.func.grad(lambda t, f=nested: f(t).sum())
-        by_func.append(nested(x.detach()))
-    compare = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-13)
-    for mine, other in zip(tower(ours, x, 4), wanted, strict=True):
-        compare(mine, other)
-    for mine, other in zip(by_func, wanted[1:], strict=True):
-        compare(mine, other)
-    flat = x.detach()
-    gradient = torch.func.grad(lambda t: ours(t).sum())
-    compare(torch.func.jvp(gradient, (flat,), (flat.cos(),))[1], wanted[2] * flat.cos())
-    compare(torch.func.hessian(lambda t: ours(t).sum())(flat), torch.diag(wanted[2]))
-    compare(torch.func.jacrev(gradient)(flat), torch.diag(wanted[2]))
-    compare(AF.hvp(lambda t: ours(t).sum(), flat, flat.cos())[1], wanted[2] * flat.cos())
 
 
 def layouts() -> dict[str, Tensor]:
@@ -313,81 +112,6 @@ def test_softplus_for_any_shape_and_stride(sizes: list[int], order: object, step
     mine, other = (tower(f, x, 2) for f in (partial(ops.softplus, beta=beta), partial(steep, beta=beta)))
     for left, right in zip(mine, other, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
-
-
-@BACKENDS
-@EACH
-def test_float32_is_accurate(name: str) -> None:
-    """Value and both derivatives against float64, per element where no cancellation is inherent."""
-    ours, theirs = CASES[name]
-    x = torch.linspace(-4, 4, 1001).requires_grad_()
-    wide = x.detach().double().requires_grad_()
-    for mine, other in zip(tower(ours, x, 2), tower(theirs, wide, 2), strict=True):
-        assert mine.dtype == torch.float32
-        # torch's float32 gelu, which is the reference's value, is itself 9e-7 off at -3.5.
-        torch.testing.assert_close(mine.double(), other, rtol=2e-6, atol=1e-6 if name == "gelu" else 4e-7)
-
-
-@BACKENDS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("beta", [1.0, 30.0])
-def test_softplus_has_relative_accuracy_in_the_tails(dtype: torch.dtype, beta: float) -> None:
-    x = torch.linspace(-60 / beta, 60 / beta, 2001, dtype=dtype).requires_grad_()
-    z = beta * x.detach().double()
-    q = torch.exp(-z.abs()) / (1 + torch.exp(-z.abs()))
-    wanted = [(z.clamp(min=0) + torch.log1p(torch.exp(-z.abs()))) / beta, torch.where(z < 0, q, 1 - q)]
-    wanted.append(beta * q * (1 - q))
-    # beta x is rounded once, which moves exp(-|beta x|) by up to 60 half-ulps.
-    limit = 4e-6 if dtype == torch.float32 else 1e-14
-    for mine, other in zip(tower(partial(ops.softplus, beta=beta), x, 2), wanted, strict=True):
-        torch.testing.assert_close(mine.double(), other, rtol=limit, atol=0)
-
-
-@BACKENDS
-@EACH
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_extremes_are_finite(name: str, dtype: torch.dtype) -> None:
-    x = torch.tensor([-1e4, -200.0, -0.0, 0.0, 200.0, 1e4], dtype=dtype, requires_grad=True)
-    # The third derivative of torch's own tanh-gelu, which is the formula behind ours, is NaN beyond 30.
-    for level in tower(CASES[name][0], x, 2 if name == "gelu_tanh" else 3):
-        assert level.isfinite().all()
-
-
-@BACKENDS
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["softplus", "gelu"])
-def test_half_precision_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
-    ours, theirs = CASES[name]
-    x = points(50).detach().to(dtype).requires_grad_()
-    wide = x.detach().double().requires_grad_()
-    for mine, other in zip(tower(ours, x, 2), tower(theirs, wide, 2), strict=True):
-        assert mine.dtype == dtype
-        torch.testing.assert_close(mine.double(), other, rtol=2e-2, atol=1e-2)
-
-
-def second(f: Map, at: float) -> float:
-    return tower(f, torch.tensor(at, dtype=torch.float64, requires_grad=True), 2)[2].item()
-
-
-@BACKENDS
-def test_torchs_softplus_has_no_curvature_beyond_its_threshold() -> None:
-    p = torch.sigmoid(torch.tensor(25.0, dtype=torch.float64))
-    exact = (10 * p * torch.sigmoid(torch.tensor(-25.0, dtype=torch.float64))).item()
-    assert second(lambda x: F.softplus(x, beta=10), 2.5) == 0
-    assert second(partial(ops.softplus, beta=10), 2.5) == pytest.approx(exact, rel=1e-12)
-
-
-@BACKENDS
-def test_logaddexp_is_nan_in_double_backward_far_out() -> None:
-    assert second(lambda x: torch.logaddexp(x, torch.zeros_like(x)), -800.0) != pytest.approx(0, nan_ok=False)
-    assert second(lambda x: torch.logaddexp(x, torch.zeros_like(x)), -800.0) != 0
-    assert second(ops.softplus, -800.0) == 0
-
-
-@BACKENDS
-def test_kernels_formula_has_no_curvature_at_zero_under_autograd() -> None:
-    assert second(lambda x: x.clamp(min=0) + torch.log1p(torch.exp(-(2 * x).abs())) / 2, 0.0) == 0
-    assert second(partial(ops.softplus, beta=2), 0.0) == pytest.approx(0.5, rel=1e-12)
 
 
 @BACKENDS

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastxai import _backend, ops
+from fastxai import ops
 from fastxai.kernels.activation import NAMES, RELU_LIKE
 
 INPUTS = {"softplus": 1, "activation": 1, "activation_bwd": 2, "activation_bwd2": 3}
-
-
-@pytest.fixture(params=["default", "reference"])
-def backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    with nullcontext() if request.param == "default" else _backend.backend("reference"):
-        yield
 
 
 def calls(*names: str) -> list[Any]:
