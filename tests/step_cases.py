@@ -97,6 +97,18 @@ def _close(got: Tensor, want: Tensor, tolerance: float) -> None:
     assert bool(((got.to("cpu", torch.float64) - want).abs() <= tolerance).all())
 
 
+def _check_numbers_in_memory(
+    want: list[Tensor], gradients: list[Tensor], box: tuple[Tensor, Tensor], frozen: Tensor | None
+) -> None:
+    """Adam's corrections, read from memory, take the steps that their numbers took."""
+    x, state = want[0], attack_step.moments(want[0])
+    rates = torch.empty(2, dtype=torch.float64, device=x.device)
+    for t, g in enumerate(gradients, 1):
+        rates.copy_(torch.tensor(attack_step.corrections(0.02, t), dtype=torch.float64))
+        x = attack_step.adam_clamp(x, g, state, 0.02, rates, box, frozen)
+        assert torch.equal(x, want[t])
+
+
 def check_step(case: StepCase, backend: str, dtype: torch.dtype, tolerance: float, device: str = "cpu") -> None:
     """Run a step on a backend and compare with float64; inputs stay untouched, frozen samples stay equal."""
     x, origin, *gradients = case.tensors(dtype, device)
@@ -109,6 +121,8 @@ def check_step(case: StepCase, backend: str, dtype: torch.dtype, tolerance: floa
             got, state = [x], attack_step.moments(x)
             for t, g in enumerate(gradients, 1):
                 got.append(attack_step.adam_clamp(got[-1], g, state, 0.02, t, box, frozen))
+            if backend != "cpu":
+                _check_numbers_in_memory(got, gradients, box, frozen)
             moments = [torch.zeros_like(wide[0]) for _ in range(2)]
             for g in wide[2:5]:
                 moments = [0.9 * moments[0] + 0.1 * g, 0.999 * moments[1] + 0.001 * g * g]

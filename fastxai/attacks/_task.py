@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from tqdm import tqdm
 
 from fastxai import _check
 from fastxai.attacks._ball import box_of, numbers_of
-from fastxai.attacks._optimizer import OPTIMIZERS, Optimizer
+from fastxai.attacks._optimizer import OPTIMIZERS, Box, Optimizer
+from fastxai.attacks._recorded import graphs_for
 from fastxai.attacks._result import AttackResult, Metrics, OutputChange, Similarity, unit_images
 from fastxai.engine import Net
 from fastxai.explainers import reduce_map
+from fastxai.kernels.formulas import dials
 from fastxai.metrics import pcc
 
 if TYPE_CHECKING:
@@ -76,6 +79,43 @@ class _Best:
             return new
         pairs = zip(self._parts(), new._parts(), strict=True)
         return _Best(*(old.index_copy(0, rows.number, part) for old, part in pairs))
+
+
+class _Iteration:
+    """One iteration as a function of its number, recorded in a CUDA graph where the net has such.
+
+    What changes between steps and is no image lies on the device then: beta, and Adam's numbers and state.
+    """
+
+    def __init__(self, task: Task, optimizer: Optimizer, box: Box) -> None:
+        self.task, self.optimizer, self.box, self.view = task, optimizer, box, task.net
+        images = task.rows.images
+        self.graphs = graphs_for(task.attack.explainer, images)
+        self.betas: Tensor | None = None
+        self.reads: tuple[Tensor, ...] = ()
+        if self.graphs is None:
+            return
+        optimizer.hold(images, task.attack.steps)
+        if task.betas is not None:
+            self.betas = dials(task.betas, images.device)
+            self.beta: Any = self.betas[0].clone()
+            self.view = task.net.with_activation("softplus", self.beta)
+
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
+        """Return what ``Task.moved`` does."""
+        task, images = self.task, self.task.rows.images
+        self.optimizer.advance()
+        if self.graphs is None:
+            net = task.net if task.betas is None else task.net.with_activation("softplus", task.betas[step])
+            return task.moved(net, self.optimizer, self.box, images)
+        if self.betas is not None:
+            self.beta.copy_(self.betas[step])
+        if not self.reads or self.reads[0] is not task.rows.origin:
+            rows = task.rows
+            self.reads = (rows.origin, rows.target_map, rows.target, rows.output, *task.box, *self.box)
+            self.reads += (*self.optimizer.reads(), *(() if self.betas is None else (self.beta,)))
+        move = partial(task.moved, self.view, self.optimizer, self.box)
+        return self.graphs("an iteration of Manipulation", move, (images,), reads=self.reads)
 
 
 class Task:
@@ -187,11 +227,12 @@ class Task:
         # Where there is a ball, its projection comes between the step and the clamping.
         low, high = self.box
         box = self.box if attack.ball is None else (low - torch.inf, high + torch.inf)
+        move = _Iteration(self, optimizer, box)
         for step in range(attack.steps):
             rows = self.rows
             if attack.stop is not None and not len(rows):
                 return
-            h, scores, terms, gradient = self._gradient(step)
+            images, gradient, *terms, h, scores = move(step)
             if step == 0 and self.betas is None and self.count == 1 and not gradient.any():
                 # The output has not moved yet, so this is the map term's gradient alone.
                 warnings.warn(
@@ -199,12 +240,8 @@ class Task:
                     "Give beta=(beta_0, beta_e), or attack a smooth network.",
                     stacklevel=4,
                 )
-            with torch.no_grad():
-                if free:
-                    self._compare(h, terms[0], scores.argmax(1), step)
-                images = optimizer.step(rows.images, gradient, box)
-                if attack.ball is not None:
-                    images = attack.ball.project(images, rows.origin, self.box)
+            if free:
+                self._compare(h, terms[0], scores.argmax(1), step)
             self.rows = replace(rows, images=images)
             self.history.append((self._spread(terms[0]), self._spread(terms[1])))
             left = attack.steps - step - 1
@@ -215,16 +252,19 @@ class Task:
                     self._drop_done(optimizer)
             bar.update()
 
-    def _gradient(self, step: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
-        """Return (map, scores, the two terms of the loss, its gradient), detached."""
+    def moved(self, net: Net, optimizer: Optimizer, box: Box, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the rows' next images; then the loss's gradient, its two terms, map and scores, where they are now."""
         attack, rows = self.attack, self.rows
-        net = self.net if self.betas is None else self.net.with_activation("softplus", self.betas[step])
-        x = rows.images.clone().requires_grad_()
+        x = images.clone().requires_grad_()
         with torch.enable_grad():
             h, scores = self._map(x, rows.target, net)
             terms = self._map_term(h, rows.target_map), attack.gamma * (self._f(scores) - rows.output).square().mean(1)
             (gradient,) = torch.autograd.grad((terms[0] + terms[1]).sum(), x)
-        return h.detach(), scores.detach(), (terms[0].detach(), terms[1].detach()), gradient
+        with torch.no_grad():
+            images = optimizer.step(images, gradient, box)
+            if attack.ball is not None:
+                images = attack.ball.project(images, rows.origin, self.box)
+        return images, gradient, *(value.detach() for value in (*terms, h, scores))
 
     def _spread(self, values: Tensor) -> Tensor:
         """Return [R N] from the values of the rows, NaN elsewhere."""

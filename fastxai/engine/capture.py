@@ -204,6 +204,10 @@ class Graphs:
         """Return whether calls on inputs like x are recorded."""
         return x.numel() > 0 and self._recorder.serves(x.device)
 
+    def another(self) -> Graphs:
+        """Return new ones, empty, with the same settings."""
+        return Graphs(self.bound, self._recorder)
+
     def __len__(self) -> int:
         return sum(entry.recording is not None for entry in self._entries.values())
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from fastxai import _backend, _check
 from fastxai.kernels import _native
 
-__all__ = ["BETA_1", "BETA_2", "EPS", "adam_clamp", "l2_project_clip", "moments", "sign_project_clip"]
+__all__ = ["BETA_1", "BETA_2", "EPS", "adam_clamp", "corrections", "l2_project_clip", "moments", "sign_project_clip"]
 
 BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8
 
@@ -66,12 +66,12 @@ def _by_sample(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _adam_clamp_reference(
-    operands: tuple[Tensor, ...], lr: float, t: int, box: tuple[Tensor, Tensor], frozen: Tensor | None
+    operands: tuple[Tensor, ...], rates: tuple[float, float] | Tensor, box: tuple[Tensor, Tensor], frozen: Tensor | None
 ) -> Tensor:
     x, gradient, m, v = operands
     g = gradient.to(m.dtype)
     new_m, new_v = BETA_1 * m + (1 - BETA_1) * g, BETA_2 * v + (1 - BETA_2) * g.square()
-    size, correction = corrections(lr, t)
+    size, correction = rates
     moved = _wide(x) - size * new_m / (new_v.sqrt() * correction + EPS)
     for old, new in ((m, new_m), (v, new_v)):
         old.copy_(new if frozen is None else torch.where(_by_sample(frozen, x), old, new))
@@ -143,7 +143,7 @@ def adam_clamp(
     gradient: Tensor,
     state: tuple[Tensor, Tensor],
     lr: float,
-    t: int,
+    t: int | Tensor,
     box: tuple[Tensor, Tensor],
     frozen: Tensor | None = None,
 ) -> Tensor:
@@ -154,17 +154,24 @@ def adam_clamp(
         gradient: of x's shape, dtype and device.
         state: (m, v) from ``moments``, in x's memory order or another (then they are slower).
         lr: step size.
-        t: number of this step, from 1.
+        t: number of this step, from 1; or what ``corrections(lr, t)`` gives, float64 [2] on x's device, which captured
+            calls follow where numbers would be frozen (``lr`` is in it then).
         box: (low, high), [C] each, of x's dtype and device.
         frozen: [N] bool or None: samples that stay as they are.
 
     Raises:
-        TypeError: frozen is not boolean.
+        TypeError: frozen is not boolean, or t a tensor where the kernel takes numbers.
         ValueError: shapes, dtypes or devices do not belong together, or t is below 1.
     """
     box, frozen = _check_box(x, *box, frozen)
     _check_like(gradient, "gradient", x)
-    _check.require(isinstance(t, int) and t >= 1, "t", "be an int from 1", t)
+    if isinstance(t, Tensor):
+        rates: Any = _check.shape(t, "t", (2,))
+        _check.require(t.dtype == torch.float64, "t", "be float64 where it is a tensor", t.dtype)
+        _check.require(t.device == x.device, "t", f"be on x's device {x.device}", t.device)
+    else:
+        _check.require(isinstance(t, int) and t >= 1, "t", "be an int from 1", t)
+        rates = corrections(lr, t)
     m, v = state
     for moment, name in ((m, "m"), (v, "v")):
         _check.shape(moment, name, tuple(x.shape))
@@ -173,17 +180,18 @@ def adam_clamp(
         _check.require(moment.device == x.device, name, f"be on x's device {x.device}", moment.device)
     backend = _backend.pick(x)
     if backend == "reference":
-        return _adam_clamp_reference((x, gradient, m, v), lr, t, box, frozen)
+        return _adam_clamp_reference((x, gradient, m, v), rates, box, frozen)
     dense_x, dense_g, dense_m, dense_v = _native.alike(x, gradient, m, v)
     if backend == "cpu":
+        _check.require(not isinstance(t, Tensor), "t", "be an int for the kernel of 'cpu'", "a tensor", TypeError)
         out = torch.empty_like(dense_x)
         _native.launch(
             "cpu", "attack_step_adam", dense_x, _native.DTYPES[x.dtype], geometry(dense_x),
-            (BETA_1, BETA_2, EPS, *corrections(lr, t)),
+            (BETA_1, BETA_2, EPS, *rates),
             *map(_address, (dense_x, dense_g, dense_m, dense_v, *box, frozen, out)),
         )  # fmt: skip
     else:  # Triton serves "cuda" too
-        out = _triton().adam_clamp((dense_x, dense_g, dense_m, dense_v), corrections(lr, t), box, frozen)
+        out = _triton().adam_clamp((dense_x, dense_g, dense_m, dense_v), rates, box, frozen)
     for moment, dense in ((m, dense_m), (v, dense_v)):
         if dense is not moment:
             moment.copy_(dense)

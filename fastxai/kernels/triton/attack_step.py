@@ -65,8 +65,14 @@ def _adam_kernel(
     square = tl.load(v + at, mask)
     new_mean = beta_1 * mean + rest_1 * g
     new_square = beta_2 * square + rest_2 * (g * g)
-    spread = tl.sqrt_rn(new_square) * correction + eps
-    moved = _clipped(old - tl.div_rn(step * new_mean, spread), lowest, highest)
+    if correction is None:
+        factor = tl.load(step).to(tl.float32)
+        rate = tl.load(step + 1).to(tl.float32)
+    else:
+        factor = step
+        rate = correction
+    spread = tl.sqrt_rn(new_square) * rate + eps
+    moved = _clipped(old - tl.div_rn(factor * new_mean, spread), lowest, highest)
     if frozen is not None:
         stays = tl.load(frozen + number // elements, mask).to(tl.int1)
         moved = tl.where(stays, old, moved)
@@ -191,14 +197,15 @@ def _l2_kernel(
 
 
 def adam_clamp(
-    operands: tuple[Tensor, ...], corrections: tuple[float, float], box: Box, frozen: Tensor | None
+    operands: tuple[Tensor, ...], rates: tuple[float, float] | Tensor, box: Box, frozen: Tensor | None
 ) -> Tensor:
-    """Step Adam by corrections lr / (1-b1^t), 1 / sqrt(1-b2^t); see ``fastxai.kernels.attack_step.adam_clamp``."""
+    """Step Adam by lr / (1-b1^t), 1 / sqrt(1-b2^t), in memory or not; see ``kernels.attack_step.adam_clamp``."""
     x = operands[0]
+    steps = (rates, None) if isinstance(rates, Tensor) else rates
     out, size = torch.empty_like(x), x.numel()
     launch(
         _adam_kernel, size, x, out, *operands, *box, frozen, size, *geometry(x)[1:],
-        BETA_1, 1 - BETA_1, BETA_2, 1 - BETA_2, EPS, *corrections, WIDE=wide(size),
+        BETA_1, 1 - BETA_1, BETA_2, 1 - BETA_2, EPS, *steps, WIDE=wide(size),
     )  # fmt: skip
     return out
 

@@ -1,0 +1,47 @@
+"""Which attacks may have their iterations recorded in CUDA graphs (``fastxai.compile(capture=True)``)."""
+
+from __future__ import annotations
+
+import torch
+
+from fastxai.engine.capture import Graphs
+from fastxai.explainers import (
+    LRP,
+    BetaSmoothing,
+    Explainer,
+    Gradient,
+    GuidedBackprop,
+    InputXGradient,
+    IntegratedGradients,
+    PatternAttribution,
+    Saliency,
+    SmoothGrad,
+)
+
+__all__ = ["graphs_for"]
+
+_FIXED = (Gradient, InputXGradient, Saliency, GuidedBackprop, PatternAttribution, LRP)
+
+
+def _fixed(explainer: Explainer) -> bool:
+    """Return whether the map is the same device work at every call.
+
+    Exact types: what a subclass does in Python a graph would freeze, and so it would what functions of the user do.
+    """
+    while type(explainer) in (SmoothGrad, BetaSmoothing):
+        explainer = explainer.explainer  # type: ignore[attr-defined]
+    if isinstance(explainer, IntegratedGradients) and type(explainer) is IntegratedGradients:
+        whole = isinstance(explainer.n_steps, int) and isinstance(explainer.output, str)
+        return whole and not callable(explainer.baselines)
+    return type(explainer) in _FIXED
+
+
+def graphs_for(explainer: Explainer, x: torch.Tensor) -> Graphs | None:
+    """Return graphs for one call of an attack on images x, or None where its iterations are ordinary calls.
+
+    They belong to that call, whose constants they refer to.
+    """
+    kept = explainer.net._core.graphs
+    if kept is None or not kept.serves(x) or not _fixed(explainer) or not explainer.net.report(x).engine:
+        return None
+    return kept.another()
