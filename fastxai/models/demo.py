@@ -1,4 +1,4 @@
-"""The demo network: [R]'s CNN, trained on CIFAR-10 for 14 epochs by examples/train_demo.py with its defaults.
+"""The demo network: [R]'s CNN, trained on CIFAR-10 for 14 epochs with the settings of examples/train_demo.py.
 
 The weights here get 84.47 % of the test images right. Of the photos of ``fastxai.data.demo_photos`` they call the cat a
 "cat" (77 %) and the motorcycle, which is none of the classes, an "automobile" (59 %).
