@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastxai import models
+from fastxai import _check, models
 from fastxai._files import write_tensors
 from fastxai.cli import _common
 from fastxai.cli._common import Stopped, UsageError
@@ -91,6 +91,7 @@ def trained(
     """
     config = FitConfig.of(settings.get("fit", {}))
     model = network(settings.get("model", {}), config.seed).to(data.labels.device)
+    _check_fit(model, data, test)
     objective = Objective(compile_net(model), terms(settings.get("terms", {"cross_entropy": 1.0}), config.seed, data))
     every = torch.arange(len(test), device=test.labels.device)
 
@@ -99,6 +100,21 @@ def trained(
         return {"accuracy": accuracy(lambda numbers: model(test.plain(numbers)), every, test.labels, chunk=_ROWS)}
 
     return model, fit(objective, data, config, out=out, measure=measure, board=board, progress=progress)
+
+
+@torch.no_grad()
+def _check_fit(model: nn.Module, data: Dataset, test: Dataset) -> None:
+    """Raise ValueError unless the model takes these images and has a score for every label."""
+    if not (len(data) and len(test)):
+        raise ValueError("[data] must hold images to train on, and images to test with")
+    x = data.plain(torch.arange(1, device=data.labels.device))
+    try:
+        scores = model.eval()(x)
+    except RuntimeError as error:
+        raise ValueError(f"[model] does not take images {list(x.shape)}: {str(error).splitlines()[0]}") from error
+    highest = max(int(one.labels.max()) for one in (data, test))
+    if highest >= scores.shape[1]:
+        raise ValueError(f"[model] has {scores.shape[1]} scores, [data] the label {highest}")
 
 
 def _words(row: Mapping[str, float]) -> str:
@@ -124,7 +140,9 @@ def changed(found: dict[str, dict[str, Any]], changes: Iterable[str]) -> dict[st
     for change in changes:
         place, _, value = change.partition("=")
         table, _, key = place.partition(".")
-        found.setdefault(table, {})[key] = tomllib.loads(f"value = {value}")["value"]
+        entries = found.setdefault(table, {})
+        if isinstance(entries, dict):
+            entries[key] = tomllib.loads(f"value = {value}")["value"]
     for table, entries in found.items():
         if table not in TABLES or not isinstance(entries, dict):
             raise ValueError(f"[{table}] must be one of {' '.join(f'[{name}]' for name in TABLES)}")
@@ -136,7 +154,7 @@ def changed(found: dict[str, dict[str, Any]], changes: Iterable[str]) -> dict[st
 
 
 def _dataset(table: Mapping[str, Any], part: str) -> Dataset:
-    if "place" not in table:
+    if not isinstance(table.get("place"), str):
         raise ValueError("[data] place must say where the images are, such as cifar10:FOLDER")
     return dataset(labelled(table["place"], part), table, part)
 
@@ -144,6 +162,8 @@ def _dataset(table: Mapping[str, Any], part: str) -> Dataset:
 def dataset(found: Labelled, table: Mapping[str, Any], part: str) -> Dataset:
     """Return labelled images as the table "data" asks for them."""
     count = table.get("samples", len(found.labels)) if part == "train" else len(found.labels)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"[data] samples must be an int of at least 1, got {count}")
     cifar = table["place"].startswith("cifar10:")
     mean, std = (table.get(name, value if cifar else None) for name, value in (("mean", DEMO_MEAN), ("std", DEMO_STD)))
     masks = None if found.masks is None else found.masks[:count]
@@ -162,6 +182,9 @@ def network(table: Mapping[str, Any], seed: int) -> nn.Module:
     name, activation, beta = table.get("network", "cnn"), table.get("activation", "relu"), table.get("beta", 1.0)
     if activation not in ("relu", "softplus"):
         raise ValueError(f"[model] activation must be relu or softplus, got {activation}")
+    if not isinstance(name, str):
+        raise ValueError(f"[model] network must be one of {', '.join(NETWORKS)} or package.module:function, got {name}")
+    _check.positive(beta, "[model] beta")
     drawn, given = table.get("initialisation"), table.get("weights")
     if drawn is not None and given is not None:
         raise ValueError(f"[model] initialisation {drawn} and weights {given} exclude each other: give one of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ class Dataset:
     Attributes:
         images: uint8 [M, C, H, W], or floating point in the model's own space.
         labels: int64 [M].
-        mean, std: per channel; uint8 images x become (x / 255 - mean) / std. None leaves them in [0, 1].
+        mean, std: one number or one a channel; uint8 images x become (x / 255 - mean) / std. None: they stay in [0, 1].
         pad: random crops shift the image by up to so many pixels, black beyond the rim.
         flip: mirror half of the images.
         masks: what a map of each image should be, [M, H, W] or [M, C, H, W]: S_T of [F] eq. 3. They move with the
@@ -43,16 +44,34 @@ class Dataset:
 
     def __post_init__(self) -> None:
         _check.require(self.images.dim() == 4, "images", "have shape [M, C, H, W]", list(self.images.shape))
+        pixels = self.images.dtype == torch.uint8 or self.images.is_floating_point()
+        _check.require(pixels, "images", "be uint8 or floating point", self.images.dtype, TypeError)
         _check.shape(self.labels, "labels", (len(self.images),))
         _check.require(self.labels.dtype == torch.long, "labels", "be int64", self.labels.dtype, TypeError)
         _check.require((self.mean is None) == (self.std is None), "std", "come with mean", self.std)
+        for name, least in (("mean", -math.inf), ("std", 0.0)):
+            self._check_statistics(name, least)
         _check.require(isinstance(self.pad, int) and self.pad >= 0, "pad", "be an int >= 0", self.pad)
+        _check.require(isinstance(self.flip, bool), "flip", "be a bool", self.flip, TypeError)
         if self.masks is not None:
             shape, (count, *pixels) = list(self.masks.shape), self.images.shape
             bare, full = [count, *pixels[1:]], [count, *pixels]
             _check.require(shape in (bare, full), "masks", f"have shape {bare} or {full}", shape)
         whole = self.epoch is None or (isinstance(self.epoch, int) and self.epoch >= 1)
         _check.require(whole, "epoch", "be an int of at least 1", self.epoch)
+
+    def _check_statistics(self, name: str, least: float) -> None:
+        given = getattr(self, name)
+        if given is None:
+            return
+        try:
+            values = torch.as_tensor(given, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            values = torch.zeros(())
+        inside = values.dim() == 1 and len(values) in (1, self.images.shape[1])
+        fits = inside and bool((values.isfinite() & (values > least)).all())
+        above = "" if least < 0 else f" above {least:g}"
+        _check.require(fits, name, f"hold one finite number{above}, or one a channel", given)
 
     def __len__(self) -> int:
         return len(self.labels)

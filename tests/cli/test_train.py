@@ -49,6 +49,9 @@ def build():
         torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Softplus(10.0), torch.nn.AvgPool2d(4), torch.nn.Flatten(),
         torch.nn.Linear(16, 3),
     )
+
+def narrow():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 1))
 """
 START = 'weights = "first/model.safetensors"\n\n'
 INITIALISED = {"initialisation": "glorot_normal"}
@@ -240,6 +243,18 @@ def test_the_network_for_mnist_is_trained_and_attacked(folder: Path, capsys: pyt
             ('"tinysmooth:build"', '"cnn"\nweights = "other.safetensors"\ninitialisation = "uniform"'),
             "[model] initialisation uniform and weights other.safetensors exclude each other",
         ),
+        (("pad = 1", "samples = -5"), "[data] samples must be an int of at least 1, got -5"),
+        (("pad = 1", 'samples = "few"'), "[data] samples must be an int of at least 1, got few"),
+        (("flip = true", 'flip = "yes"'), "flip must be a bool, got yes"),
+        (("mean = [0.5, 0.4, 0.5]", "mean = [0.5, 0.5]"), "mean must hold one finite number, or one a channel"),
+        (("std = [0.2, 0.2, 0.2]", "std = [0.0]"), "std must hold one finite number above 0, or one a channel"),
+        (("mean = [0.5, 0.4, 0.5]", 'mean = "half"'), "mean must hold one finite number, or one a channel, got half"),
+        (('place = "npz:data.npz"', "place = 3"), "[data] place must say where the images are"),
+        (('"tinysmooth:build"', "3"), "[model] network must be one of cnn, mnist_cnn or package.module:function"),
+        (('"tinysmooth:build"', '"tinysmooth:build"\nbeta = 0'), "[model] beta must be finite and positive, got 0"),
+        (('"tinysmooth:build"', '"tinysmooth:build"\nbeta = -1'), "[model] beta must be finite and positive, got -1"),
+        (('"tinysmooth:build"', '"mnist_cnn"'), "[model] does not take images [1, 3, 8, 8]: "),
+        (('"tinysmooth:build"', '"tinysmooth:narrow"'), "[model] has 1 scores, [data] the label "),
         (("probes = 2", "probes = 0"), "probes must be a positive int"),
         (("probes = 2", "draws = 2"), "draws"),
         (("batch = 8", "batch = 800"), "data must hold a batch of 800"),
@@ -254,6 +269,13 @@ def test_wrong_files(folder: Path, capsys: pytest.CaptureFixture[str], change: t
     assert main(words("out")) == 2
     assert message in capsys.readouterr().err
     assert not Path("out/model.safetensors").exists()
+
+
+def test_a_table_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.toml").write_text("fit = 3\n")
+    for more in ([], ["--set", "fit.epochs=1"]):
+        assert main(words("out", *more)) == 2
+        assert "[fit] must be one of [data] [model] [terms] [fit]" in capsys.readouterr().err
 
 
 def test_missing_file_and_threads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

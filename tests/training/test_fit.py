@@ -265,6 +265,20 @@ def test_errors(tmp_path: Path) -> None:
         Dataset(images, labels[:3])
     with pytest.raises(TypeError, match="labels must be int64"):
         Dataset(images, labels.int())
+    with pytest.raises(TypeError, match=r"images must be uint8 or floating point, got torch\.int32"):
+        Dataset(images.int(), labels)
+    for mean in (0.5, (0.5, 0.5), [0.5, float("nan"), 0.5], "half", ()):
+        with pytest.raises(ValueError, match="mean must hold one finite number, or one a channel, got "):
+            Dataset(images, labels, mean, (0.2,))  # type: ignore[arg-type]
+    for std in ((0.2, 0.0, 0.2), (-1.0,), (float("inf"),)):
+        with pytest.raises(ValueError, match="std must hold one finite number above 0, or one a channel, got "):
+            Dataset(images, labels, (0.5,), std)
+    with pytest.raises(TypeError, match="flip must be a bool, got 1"):
+        Dataset(images, labels, flip=1)  # type: ignore[arg-type]
+    one = torch.arange(1)
+    wanted = Dataset(images, labels, (0.5,) * 3, (0.2,) * 3).plain(one)
+    for mean, std in (((0.5,), (0.2,)), (torch.tensor([0.5]), torch.tensor([0.2] * 3))):
+        assert torch.equal(Dataset(images, labels, mean, std).plain(one), wanted)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"std must come with mean, got None"):
         Dataset(images, labels, mean=(0.5,) * 3)
     with pytest.raises(ValueError, match=r"masks must have shape \[4, 2, 2\] or \[4, 3, 2, 2\], got \[4, 2\]"):
