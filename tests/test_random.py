@@ -50,3 +50,14 @@ def test_normal_numbers_and_signs_have_their_moments():
     assert bool(z.isfinite().all())
     signs = _random.signs((1, 2), INDEX, range(1), 2001)
     assert bool((signs.abs() == 1).all()) and signs.mean().abs() < 4 / n**0.5
+
+
+@pytest.mark.parametrize("kind", _random.DISTRIBUTIONS)
+def test_numbers_of_a_key_may_be_tensors(kind: str) -> None:
+    x, index = torch.zeros(3, 5), torch.arange(3)
+    for seed, step in ((0, 0), (7, 12), (2**62, -5)):
+        want = _random.probes(kind, x, (seed, step), index, range(2))
+        assert torch.equal(_random.probes(kind, x, (seed, torch.tensor(step)), index, range(2)), want)
+    for wrong in (torch.tensor(1.0), torch.zeros(1, dtype=torch.long), 1.0):
+        with pytest.raises(TypeError, match="seed must be an int"):
+            _random.probes(kind, x, (0, wrong), index, range(2))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
 
@@ -56,10 +56,22 @@ class Constant:
     """A tensor that belongs to no module."""
 
     tensor: Tensor
+    _placed: dict[Any, Tensor] = field(default_factory=dict)
 
     def get(self) -> Tensor:
         """Return the tensor."""
         return self.tensor
+
+    def on(self, like: Tensor) -> Tensor:
+        """Return it on the device of ``like``, in its dtype if it floats; kept there: to copy it waits for a GPU."""
+        dtype = like.dtype if self.tensor.is_floating_point() else self.tensor.dtype
+        if (self.tensor.device, self.tensor.dtype) == (like.device, dtype):
+            return self.tensor
+        key = like.device, dtype, version(self.tensor)
+        if key not in self._placed:
+            with torch.inference_mode(False):
+                self._placed[key] = self.tensor.to(like.device, dtype)
+        return self._placed[key]
 
     def edits(self) -> tuple[int, int]:
         """Return as ``Source.edits``."""
@@ -113,10 +125,7 @@ def evaluate(roots: list[Expr], like: Tensor) -> list[Tensor]:
                 args, kwargs = tree_map(value, (expr.args, expr.kwargs))
                 memo[id(expr)] = expr.func(*args, **kwargs)
             else:
-                tensor = expr.get()
-                if isinstance(expr, Constant):
-                    tensor = tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
-                memo[id(expr)] = tensor
+                memo[id(expr)] = expr.on(like) if isinstance(expr, Constant) else expr.get()
         return memo[id(expr)]
 
     return [value(root) for root in roots]

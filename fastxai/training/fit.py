@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fastxai import _check
 from fastxai._files import written_aside
+from fastxai.training._step import Samples, Step
 from fastxai.training.checkpoint import Checkpoint
 from fastxai.training.config import FitConfig
 from fastxai.training.dataset import Dataset
@@ -59,16 +59,16 @@ def fit(
     """
     _check.require(data.per_epoch >= config.batch, "data", f"hold a batch of {config.batch} at least", data.per_epoch)
     _check.require(out is not None or not board, "board", "come with out", board)
-    optimizer, rows, start = _optimizer(objective, config), [], 0
+    step, rows, start = Step(objective, config, data.images), [], 0
     found = None if out is None else Checkpoint.load(out)
     if found is not None:
         same = {**found.state["config"], "epochs": 0} == {**config.table(), "epochs": 0}
         same = same and (config.schedule == "constant" or found.state["config"]["epochs"] == config.epochs)
         _check.require(same, "config", f"be that of the run in {out}: {found.state['config']}", config.table())
-        found.restore(objective, optimizer)
+        found.restore(objective, step.optimizer)
         rows, start = found.state["rows"], found.state["epoch"]
     for epoch in range(start, config.epochs):
-        row = _epoch(objective, data, config, optimizer, epoch, progress)
+        row = _epoch(step, data, epoch, progress)
         if measure is not None:
             row |= measure(objective)
         rows.append(row)
@@ -76,51 +76,35 @@ def fit(
             done = epoch + 1
             if done % config.checkpoint_every == 0 or done == config.epochs:
                 state = {"epoch": done, "config": config.table(), "rows": rows}
-                Checkpoint.of(objective, optimizer, state).save(out)
+                Checkpoint.of(objective, step.optimizer, state).save(out)
             _log(Path(out), rows, board=board)
     return rows
 
 
-def _optimizer(objective: Objective, config: FitConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    _check.require(len(parameters) > 0, "objective", "have parameters that require gradients", 0)
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    options = {"momentum": config.momentum, "nesterov": config.momentum > 0}
-    return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay, **options)
+def _samples(data: Dataset, index: Tensor, crops: tuple[int, ...]) -> Samples:
+    return data.augmented(index, crops), data.labels[index], index, data.augmented_masks(index, crops)
 
 
-def _epoch(
-    objective: Objective, data: Dataset, config: FitConfig, optimizer: torch.optim.Optimizer, epoch: int, progress: bool
-) -> dict[str, float]:
-    objective.train()
+def _epoch(step: Step, data: Dataset, epoch: int, progress: bool) -> dict[str, float]:
+    config = step.config
+    step.objective.train()
     began, steps = time.perf_counter(), data.per_epoch // config.batch // config.accumulate
     _check.require(steps > 0, "accumulate", f"leave one step of {data.per_epoch} samples", config.accumulate)
-    batches = data.order(config.batch, (config.seed, epoch, _ORDER))
+    order = data.order(config.batch, (config.seed, epoch, _ORDER))
     total: dict[str, Tensor] = {}
-    kind = data.labels.device.type
+    rate, crops = config.lr, (config.seed, epoch, _CROPS)
     bar = tqdm(range(steps), desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not progress)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate((epoch + step / steps) / config.epochs)
-        optimizer.zero_grad(set_to_none=True)
-        for _ in range(config.accumulate):
-            index = next(batches)
-            crops = config.seed, epoch, _CROPS
-            x, y, masks = data.augmented(index, crops), data.labels[index], data.augmented_masks(index, crops)
-            with torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss = objective(x, y, index, masks)
-            (loss / config.accumulate).backward()
-            for name, value in {"loss": loss.detach(), **objective.parts}.items():
+    for number in bar:
+        rate = config.rate((epoch + number / steps) / config.epochs)
+        chosen = (next(order) for _ in range(config.accumulate))
+        for values in step(rate, (_samples(data, index, crops) for index in chosen)):
+            for name, value in values.items():
                 total[name] = total.get(name, 0) + value
-        if config.clip:
-            torch.nn.utils.clip_grad_norm_(list(objective.parameters()), config.clip)
-        optimizer.step()
     row: dict[str, Any] = {"epoch": epoch + 1}
     row |= {name: float(value) / (steps * config.accumulate) for name, value in total.items()}
     finite = row["loss"] == row["loss"] and abs(row["loss"]) != float("inf")
     _check.require(finite, "loss", f"stay finite; lower lr or set clip (epoch {epoch + 1})", row["loss"])
-    return {**row, "lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - began}
+    return {**row, "lr": rate, "seconds": time.perf_counter() - began}
 
 
 def _log(folder: Path, rows: list[dict[str, float]], *, board: bool) -> None:

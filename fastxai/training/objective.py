@@ -39,11 +39,11 @@ class Batch:
         x: inputs [N, ...].
         y: labels [N].
         index: the samples' numbers [N], which key random numbers.
-        step: how many training batches came before.
+        step: how many training batches came before, a number or a LongTensor [].
         masks: what the maps should be, [N, ...]; None where the data does not say.
     """
 
-    def __init__(self, net: Net, x: Tensor, y: Tensor, index: Tensor, step: int, masks: Tensor | None = None) -> None:
+    def __init__(self, net: Net, x: Tensor, y: Tensor, index: Tensor, step: Any, masks: Tensor | None = None) -> None:
         self.net, self.x, self.y, self.index, self.step, self.masks = net, x, y, index, step, masks
         self._scores: Tensor | None = None
         self._kept: dict[int, Any] = {}
@@ -148,7 +148,15 @@ class Objective(nn.Module):
         self.model = net.model
         self.parts: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor, y: Tensor, index: Tensor | None = None, masks: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        masks: Tensor | None = None,
+        *,
+        step: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss, a scalar with a graph.
 
         Args:
@@ -156,6 +164,8 @@ class Objective(nn.Module):
             y: labels, LongTensor [N].
             index: the samples' numbers [N], which key random numbers; by default their places in the batch.
             masks: what the maps should be, [N, ...], for terms that compare them with it.
+            step: the number of the batch, LongTensor [], in place of ``self.step``, which does not count this one then:
+                for calls that a CUDA graph replays.
 
         Raises:
             TypeError: x is no floating point tensor, y or index hold no integers.
@@ -167,11 +177,11 @@ class Objective(nn.Module):
             whole = not _check.tensor(numbers, name, False).is_floating_point()
             _check.require(whole, name, "hold integers", numbers.dtype, TypeError)
             _check.shape(numbers, name, (len(x),))
-        batch = Batch(self.net, x, y, index, self.step, masks)
+        batch = Batch(self.net, x, y, index, self.step if step is None else step, masks)
         for term in self.terms:
             term.prepare(batch)
         values = [term(batch) for term in self.terms]
-        self.step += self.training
+        self.step += self.training and step is None
         self.parts = {term.name: value.detach() for term, value in zip(self.terms, values, strict=True)}
         return torch.stack([term.weight * value for term, value in zip(self.terms, values, strict=True)]).sum()
 
