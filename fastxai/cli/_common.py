@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -286,10 +287,11 @@ def network(options: argparse.Namespace, channels: Sequence[int] = (3,)) -> Netw
         raise UsageError(f"--size must be at least 1, got {size}")
     mean = recipe.mean if options.mean is None else options.mean
     std = recipe.std if options.std is None else options.std
-    if std is not None and min(std) <= 0:
-        raise UsageError(f"--std must be positive, got {' '.join(map(str, std))}")
-    for name, values in (("mean", mean), ("std", std)):
+    for name, values, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
         if values is not None:
+            if not all(least < value < math.inf for value in values):
+                above = "finite" if least < 0 else "finite and positive"
+                raise UsageError(f"--{name} must be {above}, got {' '.join(map(str, values))}")
             channels = [number for number in channels if number == len(values)]
             if not channels:
                 raise UsageError(f"--{name} must have one value a channel, got {' '.join(map(str, values))}")
@@ -374,5 +376,6 @@ def written(files: Sequence[Path]) -> str:
 
 
 def show(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
-    """Print the result for people, or as one JSON object."""
-    print(json.dumps(result, indent=2) if options.json else text)
+    """Print the result for people, or as one JSON object, with null for what is no number."""
+    finite = json.loads(json.dumps(result), parse_constant=lambda _: None)
+    print(json.dumps(finite, indent=2) if options.json else text)

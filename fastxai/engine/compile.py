@@ -28,7 +28,7 @@ def compile(
 
     Args:
         model: maps [N, ...] to scores [N, K]; evaluated in eval mode always, its weights shared.
-        mean: per channel; the net then takes x and feeds the model (x - mean) / std. Maps are in x's space.
+        mean: per channel, finite; the net then takes x and feeds the model (x - mean) / std. Maps are in x's space.
         std: per channel, positive.
         activation: None keeps the model's own; "softplus" replaces ReLU-like ones by softplus_beta.
         beta: sharpness of the softplus, or of the curvature surrogate; > 0.
@@ -48,11 +48,12 @@ def compile(
     torch.Size([2, 3])
     """
     _check.require(isinstance(model, nn.Module), "model", "be a torch.nn.Module", type(model).__name__, TypeError)
-    if std is not None:
-        _check.require(bool((torch.as_tensor(std) > 0).all()), "std", "be positive", std)
+    for name, given, least in (("mean", mean, -torch.inf), ("std", std, 0)):
+        values = torch.as_tensor([] if given is None else given)
+        above = "" if least < 0 else " and positive"
+        _check.require(bool((values.isfinite() & (values > least)).all()), name, f"be finite{above}", given)
     graphs = Graphs() if capture else None
     base = Net(Core(model, mean, std, fallback=fallback, graphs=graphs), None, None, None)
-    if activation is None and surrogate is None:
-        _check.require(beta is None, "beta", "come with activation='softplus' or surrogate='curvature'", beta)
+    if activation is None and surrogate is None and beta is None:
         return base
     return Net(base._core, activation, beta, surrogate, base if activation else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,9 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("explain a.png --model tinynets:number", ["--model", "Module", "int"]),
         ("explain a.png --size 0", ["--size", "0"]),
         ("explain a.png --size 7", ["--size", "7"]),
-        ("explain a.png --std 1 0 1", ["--std", "1.0 0.0 1.0"]),
+        ("explain a.png --std 1 0 1", ["--std must be finite and positive", "1.0 0.0 1.0"]),
+        ("explain a.png --std 1 inf 1", ["--std must be finite and positive", "1.0 inf 1.0"]),
+        ("explain a.png --mean 0 nan 0", ["--mean must be finite", "0.0 nan 0.0"]),
         ("explain a.png --beta -1", ["--beta", "-1"]),
         ("explain a.png --class 10", ["--class", "0 .. 9", "10"]),
         ("explain a.png --device cuda:99", ["--device", "cuda:99"]),
@@ -216,6 +219,14 @@ def test_a_failed_write_leaves_the_old_file(here: Path) -> None:
         _common.write_figure([here / "map.png"], Figure)
     assert (here / "map.png").read_text() == "old"
     assert sorted(p.name for p in here.iterdir()) == ["a.png", "b.png", "map.png", "tinynets.py"]
+
+
+def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    result = {"a": [1.5, float("nan"), {"b": float("inf")}], "c": -float("inf"), "d": "NaN"}
+    _common.show(Namespace(json=True), result, "for people")
+    assert json.loads(capsys.readouterr().out) == {"a": [1.5, None, {"b": None}], "c": None, "d": "NaN"}
+    _common.show(Namespace(json=False), result, "for people")
+    assert capsys.readouterr().out == "for people\n"
 
 
 def test_table_aligns() -> None:

@@ -134,6 +134,8 @@ class TestErrors:
         rejects(ValueError, "beta | activation='softplus' | 2.0", lambda: compile_(model, beta=2.0))
         rejects(ValueError, "beta | activation='softplus' | 2.0", lambda: compile_(model, surrogate="none", beta=2.0))
         rejects(ValueError, "std | positive | 0", lambda: compile_(model, std=[1.0, 0.0]))
+        rejects(ValueError, "std | finite and positive | inf", lambda: compile_(model, std=[1.0, float("inf")]))
+        rejects(ValueError, "mean | finite | nan", lambda: compile_(model, mean=[0.0, float("nan")]))
 
     @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan"), float("inf"), "3"])
     def test_beta(self, beta: Any) -> None:
