@@ -227,6 +227,9 @@ class Part:
                     cotangents[p] = mu if old is None else old
                 elif p in summed:
                     old.add_(mu)
+                elif node.pulls_new_memory and len(parents) == 1:
+                    cotangents[p] = mu.add_(old)
+                    summed.add(p)
                 else:
                     cotangents[p] = old + mu
                     summed.add(p)

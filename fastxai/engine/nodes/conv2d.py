@@ -101,7 +101,8 @@ class Conv2d(Layer):
         return self._backward(mu, x, w[0], (False, True, False))[1]
 
     def _like(self, nu: Tensor) -> Tensor:
-        return nu.new_empty((nu.shape[0], *self.inputs[0].shape)).to(memory_format=torch.channels_last)
+        shape = (nu.shape[0], *self.inputs[0].shape)
+        return torch.empty(shape, dtype=nu.dtype, device=nu.device, memory_format=torch.channels_last)
 
     def _backward(self, nu: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> Any:
         stride, padding, dilation, groups = self.geometry
