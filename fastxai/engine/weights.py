@@ -42,6 +42,14 @@ class Source:
         """Return the tensor as it is now."""
         return self.table[self.name]
 
+    def held(self) -> Tensor:
+        """Return the tensor as it is now, whatever happens to it before a backward through it.
+
+        Batch norm's statistics are copied: autograd does not see that a training forward writes them either.
+        """
+        tensor = self.get()
+        return tensor.clone() if "num_batches_tracked" in self.table and not tensor.requires_grad else tensor
+
     def edits(self) -> tuple[int, int]:
         """Return two counts, one of which grows at every change in place.
 
@@ -124,8 +132,10 @@ def evaluate(roots: list[Expr], like: Tensor) -> list[Tensor]:
             if isinstance(expr, Apply):
                 args, kwargs = tree_map(value, (expr.args, expr.kwargs))
                 memo[id(expr)] = expr.func(*args, **kwargs)
+            elif isinstance(expr, Constant):
+                memo[id(expr)] = expr.on(like)
             else:
-                memo[id(expr)] = expr.on(like) if isinstance(expr, Constant) else expr.get()
+                memo[id(expr)] = expr.held() if torch.is_grad_enabled() else expr.get()
         return memo[id(expr)]
 
     return [value(root) for root in roots]

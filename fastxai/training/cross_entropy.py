@@ -14,6 +14,8 @@ __all__ = ["CrossEntropy"]
 class CrossEntropy(Term):
     """mean_i -log softmax(g(x_i))_{y_i}; free of charge beside a term that runs the engine."""
 
+    last = True
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         """Raises ValueError unless ``label_smoothing`` lies in 0 .. 1."""
         _check.require(0 <= label_smoothing <= 1, "label_smoothing", "lie in 0 .. 1", label_smoothing)

@@ -70,6 +70,8 @@ class FAR(Term):
     >>> objective(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])).backward()
     """
 
+    last = True
+
     def __init__(
         self,
         attack: IFIA | AdversarialIFIA,
@@ -95,11 +97,11 @@ class FAR(Term):
         """Attack, explain, and offer the scores of the pass at x."""
         batch.keep(self, self._parts(batch))
 
-    def _parts(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Return the scores whose cross-entropy counts (None: those at x), and d_s [N] (None: without weight)."""
+    def _parts(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the images whose loss counts (None: x), their scores if a pass gave them, and d_s [N] if it counts."""
         attack = self._bound(batch)
         if self.lambda_ == 0:
-            return batch.net.differentiable_scores(self.perturbed(attack, batch)) if self.adversarial else None, None
+            return self.perturbed(attack, batch) if self.adversarial else None, None, None
         target = None if self.target_map is None else self.target_map(batch)
         images = self.perturbed(attack, batch, target)
         view = attack.view() if self.outer == "curvature" else attack.explainer.net
@@ -112,9 +114,9 @@ class FAR(Term):
             if shared:
                 batch.offer(clean)
         distance = attack.distance(h, goal, given=target is not None)
-        if self.adversarial and not shared:
-            scores = batch.net.differentiable_scores(images)
-        return scores if self.adversarial else None, distance
+        if self.adversarial:
+            return images, scores if shared else None, distance
+        return None, None, distance
 
     def perturbed(self, attack: IFIA | AdversarialIFIA, batch: Batch, target: Tensor | None = None) -> Tensor:
         """Return the images x~ of this batch's attack, of x's shape and without a graph."""
@@ -135,6 +137,8 @@ class FAR(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the mean over the batch."""
-        scores, distance = batch.kept(self)
-        loss = functional.cross_entropy(batch.scores if scores is None else scores, batch.y)
+        images, scores, distance = batch.kept(self)
+        if scores is None:
+            scores = batch.scores if images is None else batch.net.differentiable_scores(images)
+        loss = functional.cross_entropy(scores, batch.y)
         return loss if distance is None else loss + self.lambda_ * distance.mean()

@@ -81,9 +81,12 @@ class Term(ABC):
 
     Attributes:
         weight: the factor.
+        last: it runs the model's own forward, if any, so it is evaluated after those that run the engine.
     """
 
     weight: float = 1.0
+    # A forward of the model's own moves batch norm's statistics, which the engine's passes read: they come before.
+    last: bool = False
 
     def __mul__(self, factor: float) -> Self:
         """Return the term with its weight multiplied."""
@@ -114,8 +117,8 @@ class Term(ABC):
 class Objective(nn.Module):
     """sum_i weight_i term_i(x, y), as a module: what DDP, torch.compile and Lightning wrap.
 
-    Its parameters are the model's. Terms that need the engine's passes share them with the cross-entropy wherever the
-    model has no batch norm or dropout in training mode.
+    Its parameters are the model's. Terms that need the engine's passes share them with the cross-entropy wherever no
+    module in training mode asks for its mode, as batch norm and dropout do.
 
     Attributes:
         net: the network.
@@ -180,7 +183,8 @@ class Objective(nn.Module):
         batch = Batch(self.net, x, y, index, self.step if step is None else step, masks)
         for term in self.terms:
             term.prepare(batch)
-        values = [term(batch) for term in self.terms]
+        found = {id(term): term(batch) for term in sorted(self.terms, key=lambda term: term.last)}
+        values = [found[id(term)] for term in self.terms]
         self.step += self.training and step is None
         self.parts = {term.name: value.detach() for term, value in zip(self.terms, values, strict=True)}
         return torch.stack([term.weight * value for term, value in zip(self.terms, values, strict=True)]).sum()

@@ -114,6 +114,35 @@ def test_whatever_asks_for_the_mode_runs_its_own_pass(make: Callable[[], nn.Modu
         torch.testing.assert_close(objective.parts["cross_entropy"], F.cross_entropy(model(x), y).detach())
 
 
+class MapNorm(Term):
+    """Runs the engine where it is evaluated."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.net.differentiable_gradient(batch.x, batch.y)[0].square().sum(1).mean()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_statistics_that_move_do_not_disturb_the_gradient(order: tuple[int, ...]) -> None:
+    """Maps and penalties see the statistics from before the step's own forward, in their backward too."""
+    model, (x, y) = mlp(norm=True), batch()
+    model[1].running_mean.uniform_(-1, 1)  # type: ignore[union-attr, operator]
+    reference, term = copy.deepcopy(model), HessianNorm(2, of="label", seed=5)
+    terms = [CrossEntropy(), ZETA * term, 0.1 * MapNorm()]
+    objective = Objective(fastxai.compile(model), [terms[i] for i in order])
+    for step in range(2):
+        evaluated, leaf = copy.deepcopy(reference).eval(), x.clone().requires_grad_()
+        scores = torch.func.functional_call(evaluated, dict(reference.named_parameters()), (leaf,))
+        (g,) = torch.autograd.grad(scores.gather(1, y[:, None]).sum(), leaf, create_graph=True)
+        v = _random.probes(term.kind, x, (5, step), torch.arange(5), range(2))
+        hv = torch.stack([torch.autograd.grad(g, leaf, one, create_graph=True)[0] for one in v])
+        want = ZETA * hv.square().sum(2).mean() + 0.1 * g.square().sum(1).mean() + F.cross_entropy(reference(x), y)
+        wanted = torch.autograd.grad(want, list(reference.parameters()))
+        loss = objective(x, y)
+        torch.testing.assert_close(loss, want, rtol=1e-12, atol=0)
+        for got, one in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
+            torch.testing.assert_close(got, one, rtol=1e-10, atol=1e-14)
+
+
 def test_direction_of_ones_own() -> None:
     """CURE's direction: the normalised gradient of the loss, which counts as constant."""
     model, (x, y) = mlp(), batch()
@@ -219,10 +248,6 @@ def test_state_dict_holds_the_step() -> None:
 
 
 def test_a_term_of_ones_own() -> None:
-    class MapNorm(Term):
-        def __call__(self, batch: Batch) -> Tensor:
-            return batch.net.differentiable_gradient(batch.x, batch.y)[0].square().sum(1).mean()
-
     model, (x, y) = mlp(), batch()
     loss = Objective(fastxai.compile(model), [CrossEntropy(), 0.5 * MapNorm()])(x, y)
     leaf = x.detach().requires_grad_()
