@@ -7,14 +7,15 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastxai import evaluation
 from fastxai.attacks import IFIA
 from fastxai.cli import _common
 from fastxai.evaluation import Robustness
+from fastxai.explainers import Explainer, Gradient
 
-__all__ = ["NAME", "PRESETS", "check", "settings", "summary", "text", "values"]
+__all__ = ["NAME", "PRESETS", "check", "described", "preset", "settings", "summary", "text", "values"]
 
 NAME = "robustness"
 # [F] table 2.
@@ -30,6 +31,17 @@ def settings(attack: IFIA) -> dict[str, Any]:
         "attack": {name: getattr(attack, name) for name in (*_SHARED, *_OF_MAPS)},
         "adversary": {name: getattr(evaluation.adversary(attack), name) for name in _SHARED},
     }
+
+
+def preset(explainer: Explainer, which: Mapping[str, Any], changes: Mapping[str, Any], seed: int = 0) -> IFIA:
+    """Return the attack on the explainer's maps: a preset, with other settings where ``changes`` or a beta say so."""
+    beta = {"beta": which["beta"]} if "beta" in which else {}
+    return IFIA.preset(explainer, which["preset"], seed=seed, **{**changes, **beta})
+
+
+def described(which: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row says of both attacks, which no network has a part in."""
+    return settings(preset(Gradient(nn.Linear(1, 1)), which, changes))
 
 
 def check(attack: IFIA, images: Tensor) -> None:

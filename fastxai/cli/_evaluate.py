@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from fastxai.engine import compile as compile_net
 from fastxai.explainers import Explainer
 from fastxai.results import ResultStore, Row, digest
 
-__all__ = ["NAME", "Bench", "Job", "Part", "bench", "collected", "jobs", "missing", "parts", "run"]
+__all__ = ["NAME", "Bench", "Job", "Part", "bench", "collected", "image_space", "jobs", "missing", "parts", "run"]
 
 NAME = "evaluate"
 
@@ -42,6 +42,7 @@ class Bench:
         told: what a row says of the run; equal for all rows of a folder.
         device: where it computes.
         study: what its rows say they are of.
+        attacked: explainers on the [0, 1] image, whose maps are attacked.
     """
 
     net: Net
@@ -54,6 +55,7 @@ class Bench:
     told: Mapping[str, Any]
     device: str
     study: str = NAME
+    attacked: Mapping[str, Explainer] = field(default_factory=dict)
 
     def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Return some images in [0, 1], and the inputs that they are in the space."""
@@ -66,12 +68,16 @@ class Bench:
 
     def settings(self, part: Part) -> dict[str, Any]:
         """Return all settings behind a part, the explainer's included, and those of attacks."""
-        attacks = _attributional.settings(self.attack(part)) if part.kind == _attributional.NAME else {}
-        return {**part.settings(self.made_with), **attacks}
+        return part.settings(self.made_with)
 
     def attack(self, part: Part) -> IFIA:
         """Return the attack on maps behind a part."""
-        return IFIA.preset(self.methods[part.which["method"]], part.which["preset"], seed=self.told["seed"])
+        name = part.which["method"]
+        explainer = self.attacked[name]
+        if "n_steps" in part.which:
+            made = {**self.made_with[name], "n_steps": part.which["n_steps"]}
+            explainer = evaluation.explainer(name, self.image_net, image_space(len(self.space.mean)), made)
+        return _attributional.preset(explainer, part.which, part.attack, self.told["seed"])
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,13 @@ class Part:
         experiment: of its rows.
         which: what tells it from others of the experiment, by the name in the row's key.
         run: "weights", "accuracy", "hessian", "stability" or "robustness"; by default the experiment's name.
+        attack: settings in place of the preset's, beside those that tell it from others.
     """
 
     experiment: str
     which: Mapping[str, Any]
     run: str = ""
+    attack: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -96,7 +104,9 @@ class Part:
     def settings(self, made_with: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Return all settings behind it, those that its explainer was made with included."""
         method = self.which.get("method")
-        return {**self.which, **({} if method is None else {"explainer": made_with[method]})}
+        made = {} if method is None else {"explainer": made_with[method]}
+        attacks = _attributional.described(self.which, self.attack) if self.kind == _attributional.NAME else {}
+        return {**self.which, **made, **attacks}
 
     def has(self, row: Row) -> bool:
         """Return whether a row is of this part."""
@@ -105,7 +115,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Job:
-    """Rows that are made together, one a part: those of one method share the maps of the images as they are."""
+    """Rows that are made together, one a part: noises of one method share the maps of the images as they are."""
 
     parts: Sequence[Part]
     numbers: Sequence[int]
@@ -136,9 +146,10 @@ def bench(options: argparse.Namespace) -> Bench:
         methods, made_with = _methods(options, net, space)
     else:
         # [F]'s radii count in the [0, 1] image, and its zero baseline is black.
-        image = evaluation.Space((0.0,) * network.channels, (1.0,) * network.channels)
-        methods, made_with = _methods(options, network.net, image)
-    made = Bench(net, network.net, space, data, network.size, methods, made_with, told, options.device)
+        methods, made_with = _methods(options, network.net, image_space(network.channels))
+    made = Bench(
+        net, network.net, space, data, network.size, methods, made_with, told, options.device, attacked=methods
+    )
     for name, explainer in methods.items():
         images, x = made.batch(slice(1))
         try:
@@ -149,6 +160,11 @@ def bench(options: argparse.Namespace) -> Bench:
         except (RuntimeError, ValueError, TypeError) as error:
             raise UsageError(f"--methods {name} does not fit the model: {str(error).splitlines()[0]}") from error
     return made
+
+
+def image_space(channels: int) -> evaluation.Space:
+    """Return the space of [0, 1] images."""
+    return evaluation.Space((0.0,) * channels, (1.0,) * channels)
 
 
 def _data(options: argparse.Namespace, size: int) -> Labelled:
@@ -207,16 +223,18 @@ def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> list[
 
 def missing(rows: Sequence[Row], wanted: Iterable[Part], count: int, batch: int) -> list[Job]:
     """Return the jobs, in batches, of those of the first ``count`` images that the wanted parts have no rows of."""
-    groups: dict[Any, list[Part]] = {}
+    groups: dict[Any, tuple[list[Part], list[int]]] = {}
     for part in wanted:
         mine = [row for row in rows if part.has(row)]
         done = {number for row in mine for number in range(*row.key["images"])}
         left = [number for number in range(count) if number not in done]
         # The weights are one row, whatever the images.
         chunks = evaluation.chunks(left, batch) if part.kind != "weights" else [[]] * (not mine)
+        # Attacks share nothing.
+        shared = repr(part.which) if part.kind == _attributional.NAME else part.which.get("method")
         for numbers in chunks:
-            groups.setdefault((part.experiment, part.which.get("method"), *numbers), []).append(part)
-    return [Job(together, group[2:]) for group, together in groups.items()]
+            groups.setdefault((part.experiment, shared, *numbers), ([], numbers))[0].append(part)
+    return [Job(together, numbers) for together, numbers in groups.values()]
 
 
 def run(store: ResultStore, made: Bench, job: Job) -> int:

@@ -21,10 +21,12 @@ from torch import nn
 from fastxai import evaluation, studies
 from fastxai._files import write_tensors
 from fastxai.cli import _common, _evaluate, _rows, train
+from fastxai.cli._attributional import NAME
 from fastxai.cli._common import UsageError
 from fastxai.cli._evaluate import Part
 from fastxai.data import Labelled, labelled
 from fastxai.engine import compile as compile_net
+from fastxai.explainers import Explainer
 from fastxai.results import ResultStore, Row, digest
 from fastxai.studies import Experiment, Network, Study
 from fastxai.training import Dataset, FitConfig
@@ -42,81 +44,112 @@ class Bench:
 
     Attributes:
         study: the study.
-        networks: those that were asked for.
+        networks: those that were asked for, and those that they start from, in the study's order.
+        asked: the names of those that are measured.
         settings: of the training of each, by its name.
-        data: what they are trained on.
-        test: the images and labels that they are measured on.
-        space: where the networks take their inputs from.
-        told: what a row says of the run, beside its network.
+        data: both parts of each data set, by the name that the study gives it.
         options: of the command.
         seen: the network that was used last, by name.
     """
 
     study: Study
     networks: Sequence[Network]
+    asked: frozenset[str]
     settings: Mapping[str, Mapping[str, Any]]
-    data: Dataset
-    test: Labelled
-    space: evaluation.Space
-    told: Mapping[str, Any]
+    data: Mapping[str, Mapping[str, Labelled]]
     options: argparse.Namespace
     seen: dict[str, _evaluate.Bench] = field(default_factory=dict)
-
-    @property
-    def count(self) -> int:
-        """How many images every network is measured on."""
-        return min(self.options.samples, len(self.test))
 
     @property
     def made_with(self) -> dict[str, dict[str, Any]]:
         """What each explainer is made with, by name."""
         return {name: {k: v for k, v in table.items() if k != "title"} for name, table in self.study.methods.items()}
 
+    def part(self, network: Network, part: str) -> Labelled:
+        """Return the images and labels that a network is trained on ("train"), or measured on ("test")."""
+        return self.data[network.data][part]
+
+    def inputs(self, network: Network, part: str) -> Dataset:
+        """Return the same as the network takes them, on the device."""
+        settings = self.settings[network.name]["data"]
+        return train.dataset(self.part(network, part), settings, part).to(self.options.device)
+
+    def space(self, network: Network) -> evaluation.Space:
+        """Return where a network takes its inputs from."""
+        data = train.dataset(self.part(network, "test"), self.settings[network.name]["data"], "test")
+        plain = _evaluate.image_space(data.images.shape[1])
+        return plain if data.mean is None or data.std is None else evaluation.Space(tuple(data.mean), tuple(data.std))
+
     def weights(self, network: str) -> Path:
         """Return the file of a trained network."""
         return self.options.out / "models" / f"{network}.safetensors"
 
-    def network(self, name: str) -> _evaluate.Bench:
+    def network(self, network: Network) -> _evaluate.Bench:
         """Return a trained network, ready to be measured."""
-        if name not in self.seen:
+        if network.name not in self.seen:
             self.seen.clear()
-            model = self.built(name)
-            net = compile_net(model)
-            wanted = [part.which for one in self.study.experiments.values() for part in _parts(self, one)]
-            methods = {which["method"] for which in wanted if "method" in which}
-            self.seen[name] = _evaluate.Bench(
+            model, space, test = self.built(network), self.space(network), self.part(network, "test")
+            net, image_net = compile_net(model), compile_net(model, mean=space.mean, std=space.std)
+            wanted = [part for one in self.study.experiments.values() for part in _parts(self, network, one)]
+            made: dict[bool, dict[str, Explainer]] = {False: {}, True: {}}
+            image = _evaluate.image_space(len(space.mean))
+            for method, attacked in sorted(
+                {(p.which["method"], p.kind == NAME) for p in wanted if "method" in p.which}
+            ):
+                where = (image_net, image) if attacked else (net, space)
+                made[attacked][method] = evaluation.explainer(method, *where, self.made_with[method])
+            self.seen[network.name] = _evaluate.Bench(
                 net=net,
-                image_net=compile_net(model, mean=self.space.mean, std=self.space.std),
-                space=self.space,
-                data=self.test,
-                size=self.test.images.shape[-1],
-                methods={m: evaluation.explainer(m, net, self.space, self.made_with[m]) for m in sorted(methods)},
+                image_net=image_net,
+                space=space,
+                data=test,
+                size=test.images.shape[-1],
+                methods=made[False],
                 made_with=self.made_with,
-                told=self.told_of(name, _rows.digits_of(model)),
+                told=self.told_of(network, _rows.digits_of(model)),
                 device=self.options.device,
                 study=self.study.name,
+                attacked=made[True],
             )
-        return self.seen[name]
+        return self.seen[network.name]
 
-    def built(self, name: str) -> nn.Module:
+    def built(self, network: Network) -> nn.Module:
         """Return the model of a file of weights; UsageError if they do not fit."""
-        model = train.network(self.settings[name]["model"], self.told["seed"]).to(self.options.device).eval()
+        file = self.weights(network.name)
+        model = train.network(self.settings[network.name]["model"], self.options.seed)
         try:
-            model.load_state_dict(load_file(self.weights(name)))
+            model.load_state_dict(load_file(file))
         except (SafetensorError, OSError, RuntimeError) as error:
-            raise UsageError(f"--out {self.options.out}: {self.weights(name)}: {error}") from error
-        return model
+            raise UsageError(f"--out {self.options.out}: {file}: {error}") from error
+        return model.to(self.options.device).eval()
 
-    def told_of(self, network: str, weights: str) -> dict[str, Any]:
+    def told_of(self, network: Network, weights: str) -> dict[str, Any]:
         """Return what a row says of the run."""
-        return {**self.told, "model": network, "weights": weights}
+        test = self.part(network, "test")
+        return {
+            "data": test.identity,
+            "training_data": self.part(network, "train").identity,
+            "size": test.images.shape[-1],
+            "space": self.space(network).described(),
+            "seed": self.options.seed,
+            "model": network.name,
+            "weights": weights,
+        }
+
+    def trained_with(self, network: Network) -> dict[str, Any]:
+        """Return the settings as "table.key"; the data's place, which may move, is told by its digits instead."""
+        tables = self.settings[network.name]
+        found = {f"{table}.{key}": value for table, entries in tables.items() for key, value in entries.items()}
+        about = {"data.name": network.data, "model.start": network.start}
+        del found["data.place"]
+        return {**found, **{name: value for name, value in about.items() if value}}
 
 
 @dataclass(frozen=True)
 class Job:
     """Rows that are made together: the training of a network, or what is measured of some images."""
 
-    network: str
+    network: Network
     measured: _evaluate.Job | None = None
 
     @property
@@ -128,51 +161,92 @@ class Job:
     def label(self) -> str:
         """What a progress bar says of it."""
         if self.measured is None:
-            return f"{TRAIN} {self.network}"
+            return f"{TRAIN} {self.network.name}"
         first = self.measured.parts[0]
-        return " ".join([first.experiment, self.network, *([first.which["method"]] if "method" in first.which else [])])
+        return " ".join([first.experiment, self.network.name, *filter(None, [first.which.get("method")])])
 
 
 def bench(options: argparse.Namespace, study: Study) -> Bench:
     """Build what the options name; UsageError says which option is wrong."""
-    where = _common.device(options.device)
-    networks = _chosen(options, study)
+    _common.device(options.device)
+    places = _places(options, study)
+    networks, asked = _chosen(options, study, places)
     _methods(options, study)
-    # The demo network is a trained CNN of [R], which is what the study itself trains.
-    given: dict[str, Any] = {"data": {"place": options.data}, "fit": {"seed": options.seed}}
-    given |= {} if options.model == "demo" else {"model": {"network": options.model}}
-    given["data"] |= {name: value for name in ("mean", "std") if (value := getattr(options, name)) is not None}
-    given["fit"] |= {} if options.epochs is None else {"epochs": options.epochs}
     try:
-        base = train.changed(studies.merged(study.train, given), options.set or [])
-        settings = {network.name: _complete(studies.merged(base, network.settings)) for network in networks}
-        table = base["data"]
-        parts = {part: labelled(table["place"], part) for part in ("train", "test")}
-        data = train.dataset(parts["train"], table, "train").to(where)
+        settings = {network.name: _settings(options, study, network, places) for network in networks}
+        sets = dict.fromkeys(network.data for network in networks)
+        data = {name: {part: labelled(places[name], part) for part in ("train", "test")} for name in sets}
+        made = Bench(study, networks, asked, settings, data, options)
+        for network in networks:
+            made.inputs(network, "train")
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise UsageError(f"--data, --set: {error}") from error
-    if parts["test"].images.shape[1] != 3:
-        raise UsageError(f"--data must hold images of 3 channels, got {parts['test'].images.shape[1]}")
-    space = evaluation.Space(tuple(data.mean or (0.0,) * 3), tuple(data.std or (1.0,) * 3))
-    told = {
-        "data": parts["test"].identity,
-        "training_data": parts["train"].identity,
-        "size": parts["test"].images.shape[-1],
-        "space": space.described(),
-        "seed": options.seed,
-    }
-    return Bench(study, networks, settings, data, parts["test"], space, told, options)
+    for network in {
+        (network.data, settings[network.name]["model"].get("network")): network for network in networks
+    }.values():
+        _try(made, network)
+    return made
 
 
-def _chosen(options: argparse.Namespace, study: Study) -> tuple[Network, ...]:
-    found = studies.chosen(study.networks, options.networks or ["*"])
-    for pattern in options.networks or []:
-        if not studies.chosen(study.networks, [pattern]):
-            raise UsageError(
-                f"--networks must match names such as {study.networks[0].name} and {study.networks[-1].name}, "
-                f"got {pattern}"
-            )
+def _try(made: Bench, network: Network) -> None:
+    """UsageError unless a network takes the images."""
+    one = made.part(network, "test").images[:1].float().to(made.options.device)
+    model = train.network(made.settings[network.name]["model"], made.options.seed).to(one.device).eval()
+    try:
+        model(one)
+    except RuntimeError as error:
+        shape = list(one.shape[1:])
+        raise UsageError(f"--data holds images {shape}, which the network does not take: {error}") from error
+
+
+def _places(options: argparse.Namespace, study: Study) -> dict[str, str]:
+    """Return where each of the study's data sets is; a study that names none has one."""
+    names = list(dict.fromkeys(network.data for network in study.networks))
+    if names == [""]:
+        if len(options.data) > 1:
+            raise UsageError(f"--data must be one place for {study.name}, got {' '.join(options.data)}")
+        return {"": options.data[0]}
+    found = {}
+    for given in options.data:
+        name, _, place = given.partition("=")
+        if name not in names or not place:
+            raise UsageError(f"--data must be NAME=KIND:FOLDER, NAME one of {' '.join(names)}, got {given}")
+        found[name] = place
     return found
+
+
+def _chosen(
+    options: argparse.Namespace, study: Study, places: Mapping[str, str]
+) -> tuple[list[Network], frozenset[str]]:
+    """Return the networks that are needed, and the names of those that were asked for."""
+    known = [network for network in study.networks if network.data in places]
+    for pattern in options.networks or []:
+        if studies.chosen(known, [pattern]):
+            continue
+        elsewhere = studies.chosen(study.networks, [pattern])
+        if elsewhere:
+            raise UsageError(f"--data {elsewhere[0].data}=KIND:FOLDER is needed for {elsewhere[0].name}")
+        first, last = study.networks[0].name, study.networks[-1].name
+        raise UsageError(f"--networks must match names such as {first} and {last}, got {pattern}")
+    found = studies.chosen(known, options.networks or ["*"])
+    asked = frozenset(network.name for network in found)
+    needed = asked | {network.start for network in found}
+    return [network for network in known if network.name in needed], asked
+
+
+def _settings(options: argparse.Namespace, study: Study, network: Network, places: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of a network's training: the study's, the network's, then the user's; defaults filled in."""
+    # The demo network is a trained CNN of [R], which is what the study itself trains.
+    given: dict[str, Any] = {"data": {"place": places[network.data]}, "fit": {"seed": options.seed}}
+    given |= {} if options.model == "demo" else {"model": {"network": options.model}}
+    given["data"] |= {name: value for name in ("mean", "std") if (value := getattr(options, name)) is not None}
+    found = train.changed(studies.merged(studies.merged(study.train, given), network.settings), options.set or [])
+    found["fit"] |= {} if options.epochs is None else {"epochs": options.epochs}
+    terms = {
+        name: studies.merged(study.terms.get(name, {}), value) if isinstance(value, Mapping) else value
+        for name, value in found.get("terms", {"cross_entropy": 1.0}).items()
+    }
+    return {"model": {}, **found, "terms": terms, "fit": FitConfig.of(found["fit"]).table()}
 
 
 def _methods(options: argparse.Namespace, study: Study) -> None:
@@ -184,31 +258,30 @@ def _methods(options: argparse.Namespace, study: Study) -> None:
 
 
 def _measures_maps(experiment: Experiment) -> bool:
-    return experiment.run == "stability"
+    return experiment.run in ("stability", NAME)
 
 
-def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with the defaults of the training."""
-    return {**settings, "fit": FitConfig.of(settings["fit"]).table()}
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings as "table.key"; the data's place, which may move, is told by its digits instead."""
-    found = {f"{table}.{key}": value for table, entries in settings.items() for key, value in entries.items()}
-    return {name: value for name, value in found.items() if name != "data.place"}
-
-
-def _parts(made: Bench, experiment: Experiment) -> list[Part]:
+def _parts(made: Bench, network: Network, experiment: Experiment) -> list[Part]:
     """Return what an experiment measures of a network with the methods that were asked for."""
-    if experiment.run == TRAIN:
+    if experiment.run == TRAIN or not studies.chosen([network], experiment.networks):
         return []
     if not _measures_maps(experiment):
         return [Part(experiment.name, experiment.settings, experiment.run)]
     settings, asked = experiment.settings, made.options.methods
+    methods = [method for method in experiment.methods if "all" in asked or method in asked]
+    if experiment.run == NAME:
+        varied = [
+            *({"beta": beta} for beta in settings.get("betas", ())),
+            *({"n_steps": count} for count in settings.get("points", ())),
+        ]
+        return [
+            Part(experiment.name, {"method": method, "preset": network.data, **one}, experiment.run, settings["attack"])
+            for method in methods
+            for one in varied or [{}]
+        ]
     return [
         Part(experiment.name, {"method": method, "noise": noise, "level": level}, experiment.run)
-        for method in experiment.methods
-        if "all" in asked or method in asked
+        for method in methods
         for noise in settings["noises"]
         for level in settings["levels"]
     ]
@@ -219,23 +292,29 @@ def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> tuple
     rows = [row for row in rows if row.study == made.study.name]
     wanted: list[Job] = []
     there = 0
-    asked = [e for e in made.study.experiments.values() if not options.only or e.name in options.only]
+    experiments = [e for e in made.study.experiments.values() if not options.only or e.name in options.only]
+    done = {row.key["model"] for row in rows if row.experiment == TRAIN}
+    left = [network for network in made.networks if network.name in made.asked and network.name not in done]
+    starts = {network.start for network in left if not made.weights(network.name).is_file()}
     for network in made.networks:
+        if network.name not in made.asked | starts:
+            continue
         mine = [row for row in rows if row.key["model"] == network.name]
         trained = [row for row in mine if row.experiment == TRAIN]
-        settings = _flat(made.settings[network.name])
         # Rows of a network whose training has no row cannot be told from those of another one.
-        told = made.told_of(network.name, trained[0].config["run"]["weights"] if trained else "")
-        _rows.agree(options, trained, run=told, settings=settings)
-        ours = [experiment for experiment in asked if studies.chosen([network], experiment.networks)]
-        parts = [part for experiment in ours for part in _parts(made, experiment)]
+        told = made.told_of(network, trained[0].config["run"]["weights"] if trained else "")
+        _rows.agree(options, trained, run=told, settings=made.trained_with(network))
+        there += len(trained)
+        wanted += [] if trained else [Job(network)]
+        if network.name not in made.asked:
+            continue
+        parts = [part for experiment in experiments for part in _parts(made, network, experiment)]
         for part in parts:
             rows_of = [row for row in mine if part.has(row)]
             _rows.agree(options, rows_of, run=told, settings=part.settings(made.made_with))
             there += len(rows_of)
-        there += len(trained)
-        wanted += [] if trained else [Job(network.name)]
-        wanted += [Job(network.name, job) for job in _evaluate.missing(mine, parts, made.count, options.batch)]
+        count = min(options.samples, len(made.part(network, "test")))
+        wanted += [Job(network, job) for job in _evaluate.missing(mine, parts, count, options.batch)]
     return wanted, there
 
 
@@ -244,7 +323,7 @@ def run(store: ResultStore, made: Bench, job: Job) -> None:
     if job.measured is None:
         store.write(_trained(made, job.network))
         # The file of weights and the row say all that is left to say.
-        shutil.rmtree(_folder(made, job.network), ignore_errors=True)
+        shutil.rmtree(_folder(made, job.network.name), ignore_errors=True)
         return
     _evaluate.run(store, made.network(job.network), job.measured)
 
@@ -253,19 +332,22 @@ def _folder(made: Bench, network: str) -> Path:
     return made.options.out / "training" / network
 
 
-def _trained(made: Bench, network: str) -> Row:
+def _trained(made: Bench, network: Network) -> Row:
     """Return the row of a network that lies there, or train it."""
-    file = made.weights(network)
+    file = made.weights(network.name)
     if file.is_file():
         return _loaded(made, network)
-    settings = made.settings[network]
-    test = train.dataset(made.test, settings["data"], "test").to(made.options.device)
+    settings = dict(made.settings[network.name])
+    if network.start:
+        own = {name: value for name, value in settings["model"].items() if name != "initialisation"}
+        settings["model"] = {**own, "weights": str(made.weights(network.start))}
     progress = sys.stderr.isatty() and not made.options.json
     began = time.perf_counter()
+    data, test = (made.inputs(network, part) for part in ("train", "test"))
     try:
-        model, log = train.trained(settings, made.data, test, _folder(made, network), progress=progress)
+        model, log = train.trained(settings, data, test, _folder(made, network.name), progress=progress)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{network}: {error}") from error
+        raise UsageError(f"{network.name}: {error}") from error
     half = {k: v.detach().cpu().half() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()}
     # What is measured is what the file holds.
     model.load_state_dict(half)
@@ -274,31 +356,38 @@ def _trained(made: Bench, network: str) -> Row:
     return row
 
 
-def _row(made: Bench, network: str, weights: str, log: Sequence[Mapping[str, float]], measured: float) -> Row:
-    settings = _flat(made.settings[network])
+def _row(made: Bench, network: Network, weights: str, log: Sequence[Mapping[str, float]], measured: float) -> Row:
+    settings = made.trained_with(network)
     # A run that went on knows how long its earlier epochs took.
     seconds = max(measured, sum(epoch["seconds"] for epoch in log))
     last = {name: value for name, value in log[-1].items() if math.isfinite(value)}
+    steps = made.inputs(network, "train").per_epoch // settings["fit.batch"] // settings["fit.accumulate"]
     return Row(
         study=made.study.name,
         experiment=TRAIN,
-        key={"model": network, "settings": digest(settings)},
+        key={"model": network.name, "settings": digest(settings)},
         config={"run": made.told_of(network, weights), "settings": settings},
-        values={**last, "epochs": len(log), "seed": settings["fit.seed"], "losses": [one["loss"] for one in log]},
+        values={
+            **last,
+            "epochs": len(log),
+            "steps": len(log) * steps,
+            "seed": settings["fit.seed"],
+            "losses": [one["loss"] for one in log],
+        },
         seconds=seconds,
         machine=_common.machine(made.options.device),
         version=_rows.versions(),
     )
 
 
-def _loaded(made: Bench, network: str) -> Row:
+def _loaded(made: Bench, network: Network) -> Row:
     """Return the row that a file of weights carries; UsageError unless it is of this study and these settings."""
-    file = made.weights(network)
+    file = made.weights(network.name)
     try:
         with safe_open(file, "pt") as stored:
             row = Row(**json.loads((stored.metadata() or {})[ROW]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"--out {made.options.out}: {file} must be a network that this study trained") from error
     told = made.told_of(network, _rows.digits_of(made.built(network)))
-    _rows.agree(made.options, [row], run=told, settings=_flat(made.settings[network]))
+    _rows.agree(made.options, [row], run=told, settings=made.trained_with(network))
     return row

@@ -43,7 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings of the attacks: imagenet, cifar10 or such as imagenet:resnet18 (default: by --images)",
     )
     parser.add_argument("--patterns", type=Path, metavar="FILE", help="patterns of the model, for pattern_attribution")
-    parser.add_argument("--data", metavar="KIND:FOLDER", help="images with labels to train on, such as cifar10:FOLDER")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        metavar="KIND:FOLDER",
+        help="images with labels to train on, such as cifar10:FOLDER; NAME=KIND:FOLDER for each data set of a study "
+        "that has several",
+    )
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="networks by name, * for any (default: all)")
     parser.add_argument("--epochs", type=int, help="passes over the data, for a quick look (default: the paper's)")
     parser.add_argument("--samples", type=int, help="measure on so many test images at most (default: the study's)")

@@ -131,12 +131,13 @@ def _settings(file: Path, changes: list[str]) -> dict[str, dict[str, Any]]:
         raise UsageError(f"--config {file}: {error}") from error
 
 
-def changed(found: dict[str, dict[str, Any]], changes: Iterable[str]) -> dict[str, dict[str, Any]]:
+def changed(found: Mapping[str, Any], changes: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the settings with each TABLE.KEY=VALUE put into them.
 
     Raises:
         ValueError: a table or a key is unknown, or a value is none of TOML's.
     """
+    found = {table: dict(entries) if isinstance(entries, Mapping) else entries for table, entries in found.items()}
     for change in changes:
         place, _, value = change.partition("=")
         table, _, key = place.partition(".")

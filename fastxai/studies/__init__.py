@@ -25,7 +25,7 @@ class Experiment:
     Attributes:
         name: within the study.
         run: "module.function" of fastxai.evaluation; in a study of networks what is done with each of them: "train",
-            "accuracy", "weights", "hessian" or "stability".
+            "accuracy", "weights", "hessian", "stability" or "robustness".
         methods: the maps it is done with.
         settings: of every method.
         per_method: what a method has beside or instead, merged into the settings.
@@ -62,6 +62,7 @@ class Study:
         sections: of the report, by name, in order.
         kind: what its rows are about: "pairs" of images, or "networks" that it trains.
         train: settings that all networks are trained with, as ``fastxai train`` reads them.
+        terms: settings that a term of the objective has, by its name, wherever a network is trained with it.
         networks: what the study trains, in order.
     """
 
@@ -74,6 +75,7 @@ class Study:
     sections: tuple[str, ...]
     kind: str = "pairs"
     train: Mapping[str, Any] = field(default_factory=dict)
+    terms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     networks: tuple[Network, ...] = ()
 
 
@@ -113,6 +115,8 @@ def load(name: str) -> Study:
         )
         for each, table in content["experiments"].items()
     }
+    # One grid needs no name.
+    grids = {"": content.get("grid", []), **content.get("grids", {})}
     return Study(
         name=name,
         title=content["title"],
@@ -123,5 +127,6 @@ def load(name: str) -> Study:
         sections=tuple(content["sections"]),
         kind=content.get("kind", "pairs"),
         train=content.get("train", {}),
-        networks=grid(content.get("grid", []), content.get("exclude", [])),
+        terms=content.get("terms", {}),
+        networks=tuple(network for axes in grids.values() for network in grid(axes, content.get("exclude", []))),
     )

@@ -18,10 +18,14 @@ class Network:
     Attributes:
         name: such as "wd5e-4_beta10_hess1e-6".
         settings: of ``fastxai train``, beside the study's.
+        data: the data set that it is trained and measured on, by the name that the study gives it; "" where it has one.
+        start: the network of the study whose weights it begins with; "" for random ones.
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    start: str = ""
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +44,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def grid(axes: Sequence[Mapping[str, Mapping[str, Any]]], exclude: Iterable[str] = ()) -> tuple[Network, ...]:
     """Return a network for every choice of one entry an axis, but for those whose names match ``exclude``.
 
+    An entry holds settings of ``fastxai train``, and may name the network's "data_set" and "start"; "" takes back
+    what an axis before said.
+
     >>> axes = [{"a": {"fit": {"lr": 1}}, "b": {"fit": {"lr": 2}}}, {"x": {}, "y": {"model": {"beta": 3}}}]
     >>> [network.name for network in fastxai.studies.grid(axes, ["b_y"])]
     ['a_x', 'a_y', 'b_x']
@@ -51,7 +58,8 @@ def grid(axes: Sequence[Mapping[str, Mapping[str, Any]]], exclude: Iterable[str]
         settings: dict[str, Any] = {}
         for _, entry in entries:
             settings = merged(settings, entry)
-        made.append(Network("_".join(name for name, _ in entries), settings))
+        about = {name: settings.pop(name, "") for name in ("data_set", "start")}
+        made.append(Network("_".join(name for name, _ in entries), settings, about["data_set"], about["start"]))
     left_out = {network.name for network in chosen(made, exclude)}
     return tuple(network for network in made if network.name not in left_out)
 

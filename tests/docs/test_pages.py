@@ -35,6 +35,7 @@ FEW_STEPS = {
         *("--networks", "wd0_relu_hess0", "--epochs", "1", "--set", "fit.batch=4", "--samples", "4"),
         *("--only", "accuracy"),
     ],
+    "study far": ["--epochs", "1", "--set", "data.epoch=8", "--set", "fit.batch=4", "--samples", "2"],
 }
 
 
@@ -53,6 +54,17 @@ def commands(page: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def write_idx(folder: Path) -> None:
+    """Eight images and their labels in each of the files of MNIST."""
+    folder.mkdir()
+    noise = np.random.default_rng(2)
+    for part in ("train", "t10k"):
+        for kind, shape, most in (("images-idx3", (8, 28, 28), 256), ("labels-idx1", (8,), 10)):
+            header = bytes((0, 0, 8, len(shape))) + b"".join(size.to_bytes(4, "big") for size in shape)
+            values = noise.integers(0, most, shape, np.uint8)
+            (folder / f"{part}-{kind}-ubyte").write_bytes(header + values.tobytes())
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the files that the pages speak of."""
@@ -67,6 +79,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         records = np.random.default_rng(1).integers(0, 256, (8, 3073), np.uint8)
         records[:, 0] %= 10
         records.tofile(tmp_path / "data" / file)
+    for name in ("mnist", "fashion-mnist"):
+        write_idx(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

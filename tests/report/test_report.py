@@ -59,8 +59,9 @@ def test_pictures_are_those_kept(store: ResultStore) -> None:
 
 def test_the_papers_numbers_have_a_source() -> None:
     files = {file.stem: file for file in (Path(findings.__file__).parent / "paper").glob("*.toml")}
-    assert files.keys() == {"geometry", "robustness"}
-    assert all(table["source"].startswith("[R]") for table in tomllib.loads(files["robustness"].read_text()).values())
+    assert files.keys() == {"far", "geometry", "robustness"}
+    for name, source in (("robustness", "[R]"), ("far", "[F]")):
+        assert all(table["source"].startswith(source) for table in tomllib.loads(files[name].read_text()).values())
     for claim in tomllib.loads(files["geometry"].read_text()).values():
         assert claim.keys() == {"value", "text", "claim", "source"} and claim["source"].startswith("[M]")
 

@@ -9,6 +9,7 @@ from evaluation.small import small_net, task
 
 import fastxai
 from fastxai import evaluation, studies
+from fastxai.models import INITIALISATIONS
 
 
 @pytest.mark.parametrize("name", studies.names())
@@ -21,7 +22,7 @@ def test_every_name_in_a_study_is_known(name: str) -> None:
         if study.kind == "pairs":
             assert callable(evaluation.experiment(experiment.run))
         else:
-            assert experiment.run in ("train", "accuracy", "weights", "hessian", "stability")
+            assert experiment.run in ("train", "accuracy", "weights", "hessian", "stability", "robustness")
             assert all(studies.chosen(study.networks, [pattern]) for pattern in experiment.networks)
         assert set(experiment.methods) <= study.methods.keys()
         assert experiment.per_method.keys() <= set(experiment.methods)
@@ -55,6 +56,66 @@ def test_the_networks_are_those_of_the_paper() -> None:
     assert found == soft | {(decay, "relu", None, 0.0) for decay in decays}
     robust = next(network for network in networks if network.name == "wd5e-4_beta0.5_hess1e-6")
     assert robust.settings["fit"] == {"weight_decay": 5e-4} and robust.settings["model"]["beta"] == 0.5
+
+
+def test_the_networks_of_far() -> None:
+    """[F] tables 1 and 4, fig. 3; what others start from comes first, on the same data."""
+    study = studies.load("far")
+    networks = {network.name: network for network in study.networks}
+    assert len(networks) == len(study.networks)
+    seen: set[str] = set()
+    for network in study.networks:
+        assert network.data in ("mnist", "fashion_mnist") and network.name.startswith(f"{network.data}_")
+        natural = network.settings["terms"].keys() == {"cross_entropy"}
+        assert (network.start == "") == natural and network.start in {"", *seen}
+        if network.start:
+            start = networks[network.start]
+            assert start.data == network.data and start.start == ""
+            for table in ("mean", "std"):
+                assert start.settings.get("data", {}).get(table) == network.settings.get("data", {}).get(table)
+        seen.add(network.name)
+    methods = ("natural", "adv", "ig_sum_norm", "align", "align_s", "aat", "adv_aat")
+    initialisations = ("cust", "uni", "hu", "hn", "gu", "gn")
+    for data, eps in (("mnist", 0.3), ("fashion_mnist", 0.1)):
+        for method in methods[1:]:
+            [(term, settings)] = networks[f"{data}_{method}"].settings["terms"].items()
+            # Images in [-1, 1] are twice as far apart.
+            assert settings["eps"] == pytest.approx(2 * eps if method == "align_s" else eps)
+            assert term == {"adv": "pgd_adversarial", "align_s": "align"}.get(method, method)
+    assert {
+        networks[f"mnist_{name}_{method}"].settings["model"]["initialisation"]
+        for name in initialisations
+        for method in ("natural", "adv", "aat")
+    } | {study.train["model"]["initialisation"]} == set(INITIALISATIONS)
+    for method, own in (("aat", 1.0), ("adv_aat", 0.5)):
+        course = studies.chosen(study.networks, [f"fashion_mnist_{method}", f"fashion_mnist_{method}_lambda*"])
+        weights = [network.settings["terms"][method]["lambda"] for network in course]
+        assert weights[0] == own and sorted(weights) == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
+
+
+def test_far_is_measured_as_in_the_paper() -> None:
+    """[F] table 2."""
+    study = studies.load("far")
+    for experiment in study.experiments.values():
+        if experiment.run == "robustness":
+            attack = experiment.settings["attack"]
+            assert (attack["steps"], attack["restarts"], attack.get("beta", 1.0)) == (7, 3, 1.0)
+            assert attack["rel_stepsize"] == pytest.approx(1.2 / 7)
+    first = study.experiments["robustness"]
+    assert {network.name for network in studies.chosen(study.networks, first.networks)} >= {
+        f"{data}_{method}"
+        for data in ("mnist", "fashion_mnist")
+        for method in ("natural", "adv", "ig_sum_norm", "align", "align_s", "aat", "adv_aat")
+    }
+    assert len(studies.chosen(study.networks, study.experiments["saliency"].networks)) == 21
+
+
+def test_grids_are_put_together() -> None:
+    axes = [{"a": {"data_set": "x", "start": "a_b", "fit": {"lr": 1}}}, {"b": {"start": ""}, "c": {"fit": {"lr": 2}}}]
+    assert studies.grid(axes) == (
+        studies.Network("a_b", {"fit": {"lr": 1}}, "x", ""),
+        studies.Network("a_c", {"fit": {"lr": 2}}, "x", "a_b"),
+    )
 
 
 def test_a_study_takes_the_maps_of_another() -> None:

@@ -18,7 +18,18 @@ from fastxai.report.findings import Findings
 from fastxai.results import Row
 
 __all__ = ["BETA", "LAMBDA", "LEVELS", "NU", "ZETA", "Course", "Network"]
-__all__ += ["beside", "conditions", "courses", "curves", "described", "networks", "over", "settings", "spread"]
+__all__ += [
+    "beside",
+    "conditions",
+    "courses",
+    "curves",
+    "described",
+    "networks",
+    "over",
+    "settings",
+    "spread",
+    "trained",
+]
 
 LAMBDA, BETA, ZETA, NU = (
     "\N{GREEK SMALL LETTER LAMDA}",
@@ -131,15 +142,19 @@ class Course:
         return [settings(one)[self.place] for one in self.networks]
 
 
-def networks(findings: Findings) -> list[Network]:
-    """Return all trained networks: by lambda, then the activation, ReLU first, then zeta."""
-    trained = {row.key["model"]: row for row in findings.rows_of("train")}
-    others: dict[str, list[Row]] = {name: [] for name in trained}
+def trained(findings: Findings) -> dict[str, Network]:
+    """Return all trained networks by their names."""
+    trainings = {row.key["model"]: row for row in findings.rows_of("train")}
+    others: dict[str, list[Row]] = {name: [] for name in trainings}
     for row in findings.rows:
         if row.experiment != "train" and row.key.get("model") in others:
             others[row.key["model"]].append(row)
-    found = [Network(name, row, others[name]) for name, row in trained.items()]
-    return sorted(found, key=lambda one: (one.weight_decay, -one.beta, one.penalty))
+    return {name: Network(name, row, others[name]) for name, row in trainings.items()}
+
+
+def networks(findings: Findings) -> list[Network]:
+    """Return all trained networks: by lambda, then the activation, ReLU first, then zeta."""
+    return sorted(trained(findings).values(), key=lambda one: (one.weight_decay, -one.beta, one.penalty))
 
 
 def courses(found: Sequence[Network]) -> list[Course]:
