@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +17,10 @@ from fastxai import _check
 from fastxai.attacks._ball import Ball, Bound
 from fastxai.attacks._optimizer import Box
 from fastxai.engine import Net
+from fastxai.engine.capture import Graphs
 from fastxai.kernels import attack_step
 
-__all__ = ["Ascent", "Found", "Label", "Objective", "Point", "inputs_of", "labels_of", "loss_at"]
+__all__ = ["Ascent", "Found", "How", "Label", "Objective", "Point", "inputs_of", "labels_of", "loss_at"]
 
 Label = int | Tensor | None
 
@@ -61,17 +65,17 @@ class Best:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, images: Tensor, point: Point, step: int) -> Best:
-        """Begin with these images."""
+    def of(cls, images: Tensor, point: Point, step: Tensor) -> Best:
+        """Begin with these images, ``step`` being a LongTensor []."""
         maps = () if point.maps is None else (point.maps,)
-        steps = torch.full(point.value.shape, step, device=images.device)
+        steps = step.repeat(point.value.shape)
         return cls((images, point.value, steps, point.scores, *maps, *point.terms.values()), tuple(point.terms))
 
     def repeat(self, count: int) -> Best:
         """Return all rows ``count`` times."""
         return replace(self, parts=tuple(part.repeat(count, *[1] * (part.dim() - 1)) for part in self.parts))
 
-    def against(self, rows: Tensor, images: Tensor, point: Point, step: int) -> Best:
+    def against(self, rows: Tensor, images: Tensor, point: Point, step: Tensor) -> Best:
         """Take what is better of some rows, LongTensor [M]."""
         better = point.value > self.parts[1][rows]
         if point.held is not None:
@@ -85,8 +89,34 @@ class Best:
         return replace(self, parts=tuple(part[which] for part in self.parts))
 
 
+@dataclass(frozen=True)
+class How:
+    """How iterations are run.
+
+    Attributes:
+        stop: what becomes of rows that do not hold: they go on (None), "freeze" or "drop". Dropping spares their passes
+            but waits for the device, and what belongs to a row must come and go with it.
+        graphs: record iterations, which are the same device work every time; None: ordinary calls.
+    """
+
+    stop: str | None = None
+    graphs: Graphs | None = None
+
+    def run(self, iterate: Callable[..., Any], inputs: tuple[Tensor | None, ...]) -> Any:
+        """Return ``iterate(*inputs)``."""
+        if self.graphs is None:
+            return iterate(*inputs)
+        return self.graphs("an iteration of an ascent", iterate, inputs)
+
+
 def _by_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _terms(point: Point, frozen: Tensor | None) -> Tensor:
+    """Return the summands [terms, M]; NaN in rows that stopped before."""
+    terms = torch.stack(tuple(point.terms.values()))
+    return terms if frozen is None else terms.masked_fill(frozen, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -183,7 +213,7 @@ class Ascent(ABC):
         return torch.cat([x, others]) if first else others
 
     def ascend(
-        self, objective: Objective, x: Tensor, original: Point, starts: Tensor, box: Box, stop: str | None = None
+        self, objective: Objective, x: Tensor, original: Point, starts: Tensor, box: Box, how: How | None = None
     ) -> Found:
         """Return the best iterate of every sample: the highest value among rows that held; x itself where none beat it.
 
@@ -193,40 +223,49 @@ class Ascent(ABC):
             original: the objective there.
             starts: [R N, C, ...].
             box: the lowest and the highest valid value, [C] each.
-            stop: what becomes of rows that do not hold: they go on (None), "freeze" or "drop". Dropping spares their
-                passes but waits for the device, and what belongs to a row must come and go with it.
+            how: what becomes of rows that do not hold, and whether iterations are recorded.
         """
-        n, images = len(x), starts
-        rows = torch.arange(len(starts), device=x.device)
+        how, n, images = how or How(), len(x), starts
+        rows, t = torch.arange(len(starts), device=x.device), torch.zeros((), dtype=torch.long, device=x.device)
         origin = x.repeat(self.restarts, *[1] * (x.dim() - 1))
-        step = attack_step.sign_project_clip if self.norm == "linf" else attack_step.l2_project_clip
-        best = Best.of(x, original, 0).repeat(self.restarts)
+        best = Best.of(x, original, t).repeat(self.restarts)
         history = x.new_full((self.steps + 1, len(original.terms), len(starts)), torch.nan)
-        frozen = torch.zeros_like(rows, dtype=torch.bool) if stop == "freeze" else None
-        for t in range(self.steps + 1):
-            point = objective(images, rows % max(1, n), gradient=t < self.steps)
-            best = best.against(rows, images, point, t)
-            terms = torch.stack(tuple(point.terms.values()))
-            history[t][:, rows] = terms if frozen is None else terms.masked_fill(frozen, torch.nan)
-            gradient = point.gradient
-            if gradient is None:
-                break
-            if t == 0 and n and not gradient.any():
+        frozen = torch.zeros_like(rows, dtype=torch.bool) if how.stop == "freeze" else None
+        iterate = partial(self._iterate, objective, best.names, n, box)
+        for number in range(self.steps):
+            inputs = (images, rows, origin, t.fill_(number), frozen, *best.parts)
+            moved, terms, gradient, held, frozen, *parts = how.run(iterate, inputs)
+            images, best = moved, replace(best, parts=tuple(parts))
+            history[number][:, rows] = terms
+            if number == 0 and n and not gradient.any():
                 warnings.warn(
                     "the objective has no gradient where the attack starts, so it will not move; what helps is "
                     "beta= on a piecewise linear network, and random_start=True where maps are equal at the start.",
                     stacklevel=4,
                 )
-            if stop == "drop" and point.held is not None:
-                left = point.held.nonzero()[:, 0]
+            if how.stop == "drop" and held is not None:
+                left = held.nonzero()[:, 0]
                 if not len(left):
-                    break
+                    return self._found(best, history, n)
                 if len(left) < len(rows):
-                    rows, images, origin, gradient = rows[left], images[left], origin[left], gradient[left]
-            elif frozen is not None and point.held is not None:
-                frozen = frozen | ~point.held
-            images = step(images, gradient, origin, self.step_size, self.eps, box, frozen)
+                    rows, images, origin = rows[left], images[left], origin[left]
+        point = objective(images, rows % max(1, n), gradient=False)
+        best = best.against(rows, images, point, t.fill_(self.steps))
+        history[self.steps][:, rows] = _terms(point, frozen)
         return self._found(best, history, n)
+
+    def _iterate(
+        self, objective: Objective, names: tuple[str, ...], n: int, box: Box, *state: Any
+    ) -> tuple[Tensor | None, ...]:
+        """Judge the images and move them: return what becomes of the state, and what was found on the way."""
+        images, rows, origin, t, frozen, *parts = state
+        step = attack_step.sign_project_clip if self.norm == "linf" else attack_step.l2_project_clip
+        point = objective(images, rows % max(1, n), gradient=True)
+        best, terms = Best(tuple(parts), names).against(rows, images, point, t), _terms(point, frozen)
+        if frozen is not None and point.held is not None:
+            frozen = frozen | ~point.held
+        moved = step(images, point.gradient, origin, self.step_size, self.eps, box, frozen)
+        return moved, terms, point.gradient, point.held, frozen, *best.parts
 
     def _found(self, best: Best, history: Tensor, n: int) -> Found:
         """Choose among the restarts; history [steps + 1, terms, R N]."""

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from fastxai import _check
 from fastxai.attacks import dissimilarities
-from fastxai.attacks._ascent import Ascent, Label, Objective, Point, inputs_of, labels_of, loss_at
+from fastxai.attacks._ascent import Ascent, How, Label, Objective, Point, inputs_of, labels_of, loss_at
 from fastxai.attacks._ball import box_of, numbers_of
+from fastxai.attacks._recorded import graphs_for
 from fastxai.attacks._result import MapAscentResult, OutputChange
 from fastxai.attacks.dissimilarities import DISSIMILARITIES, Dissimilarity
 from fastxai.engine import Net
@@ -110,8 +111,11 @@ class MapAscent(Ascent):
             original = objective.point(h, scores, objective.losses(scores, every), every)
         moved = self._moved(flat=weight is None and target_map is None)
         starts = self.starts(x, box, index, moved=moved)
-        stop = None if not freeze else "drop" if _rows_alike(self.explainer) else "freeze"
-        found = self.ascend(objective, x, original, starts, box, stop)
+        graphs = None if callable(self.dissimilarity) else graphs_for(self.explainer, x, self.steps)
+        # A recorded iteration has as many rows as the others, and its loop waits for nothing.
+        alone = graphs is None and _rows_alike(self.explainer)
+        how = How(None if not freeze else "drop" if alone else "freeze", graphs)
+        found = self.ascend(objective, x, original, starts, box, how)
         assert found.maps is not None
         maps = _shown(h, "abs_sum")
         return MapAscentResult(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 
+from fastxai.engine import Net
 from fastxai.engine.capture import Graphs
 from fastxai.explainers import (
     LRP,
@@ -18,7 +19,10 @@ from fastxai.explainers import (
     SmoothGrad,
 )
 
-__all__ = ["graphs_for"]
+__all__ = ["graphs_for", "graphs_of"]
+
+# Shorter attacks are ordinary calls: before torch records it waits for the device and empties its caches, once a call.
+LEAST = 30
 
 _FIXED = (Gradient, InputXGradient, Saliency, GuidedBackprop, PatternAttribution, LRP)
 
@@ -36,12 +40,17 @@ def _fixed(explainer: Explainer) -> bool:
     return type(explainer) in _FIXED
 
 
-def graphs_for(explainer: Explainer, x: torch.Tensor) -> Graphs | None:
+def graphs_of(net: Net, x: Tensor, steps: int) -> Graphs | None:
     """Return graphs for one call of an attack on images x, or None where its iterations are ordinary calls.
 
     They belong to that call, whose constants they refer to.
     """
-    kept = explainer.net._core.graphs
-    if kept is None or not kept.serves(x) or not _fixed(explainer) or not explainer.net.report(x).engine:
+    kept = net._core.graphs
+    if kept is None or steps < LEAST or not kept.serves(x) or not net.report(x).engine:
         return None
     return kept.another()
+
+
+def graphs_for(explainer: Explainer, x: Tensor, steps: int) -> Graphs | None:
+    """Return graphs as ``graphs_of`` does for an attack on a map."""
+    return graphs_of(explainer.net, x, steps) if _fixed(explainer) else None

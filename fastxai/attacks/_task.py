@@ -90,7 +90,7 @@ class _Iteration:
     def __init__(self, task: Task, optimizer: Optimizer, box: Box) -> None:
         self.task, self.optimizer, self.box, self.view = task, optimizer, box, task.net
         images = task.rows.images
-        self.graphs = graphs_for(task.attack.explainer, images)
+        self.graphs = graphs_for(task.attack.explainer, images, task.attack.steps)
         self.betas: Tensor | None = None
         self.reads: tuple[Tensor, ...] = ()
         if self.graphs is None:

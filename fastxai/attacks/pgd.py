@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fastxai import _check
-from fastxai.attacks._ascent import Ascent, Label, Objective, Point, inputs_of, labels_of, loss_at
+from fastxai.attacks._ascent import Ascent, How, Label, Objective, Point, inputs_of, labels_of, loss_at
 from fastxai.attacks._ball import box_of, numbers_of
 from fastxai.attacks._far import radius_and_k
+from fastxai.attacks._recorded import graphs_of
 from fastxai.attacks._result import AscentResult, OutputChange
 from fastxai.engine import Net, compile
 
@@ -99,7 +100,7 @@ class PGD(Ascent):
         objective = _Loss(net, labels_of(y, scores))
         starts = self.starts(x, box, index, moved=bool(self.random_start))
         original = objective(x, torch.arange(len(x), device=x.device), gradient=False)
-        found = self.ascend(objective, x, original, starts, box)
+        found = self.ascend(objective, x, original, starts, box, How(graphs=graphs_of(net, x, self.steps)))
         return AscentResult(
             images=found.images,
             class_kept=found.scores.argmax(1) == scores.argmax(1),

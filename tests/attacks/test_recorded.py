@@ -14,7 +14,8 @@ from engine.tape import taped
 from torch import Tensor
 
 import fastxai
-from fastxai.attacks import Ball, Manipulation, Restarts
+from fastxai.attacks import IFIA, PGD, AdversarialIFIA, Ball, Manipulation, Restarts
+from fastxai.attacks._ascent import Ascent
 from fastxai.attacks._recorded import graphs_for
 from fastxai.attacks._task import Task
 from fastxai.explainers import (
@@ -29,6 +30,8 @@ from fastxai.explainers import (
     SmoothGrad,
 )
 
+REACH: dict[str, Any] = {"eps": 0.2, "steps": 9, "bounds": CHANNELS, "seed": 3}
+TOP: dict[str, Any] = {"dissimilarity": "top_k"}
 MAPS: dict[str, Callable[[fastxai.Net], Explainer]] = {
     "gradient": Gradient,
     "input_x_gradient": InputXGradient,
@@ -68,7 +71,8 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _no_refusal() -> Iterator[None]:
+def _short_ones_too_and_no_refusal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("fastxai.attacks._recorded.LEAST", 3)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*is not captured")
         yield
@@ -147,6 +151,47 @@ class Mine(Gradient):
         return super().map_and_scores(*args, **options)
 
 
+ASCENTS: dict[str, Callable[[fastxai.Net], Any]] = {
+    "ifia": lambda net: IFIA(Gradient(net), restarts=3, **REACH),
+    "ifia of integrated gradients": lambda net: IFIA(IntegratedGradients(net, n_steps=3), k=5, **TOP, **REACH),
+    "in an L2 ball": lambda net: IFIA(InputXGradient(net), norm="l2", **(REACH | {"eps": 2.0})),
+    "going on": lambda net: IFIA(Gradient(net), freeze=False, random_start=True, dissimilarity="mass_centre", **REACH),
+    "of a smooth view": lambda net: IFIA(BetaSmoothing(Gradient(net), 3.0), **REACH),
+    "adversarial": lambda net: AdversarialIFIA(SmoothGrad(Gradient(net), 2), lambda_=0.3, **REACH),
+    "pgd": lambda net: PGD(net, random_start=True, restarts=2, **REACH),
+}
+
+
+@pytest.mark.parametrize("name", ASCENTS)
+def test_every_ascent_is_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, iterate = [], Ascent._iterate
+    monkeypatch.setattr(Ascent, "_iterate", lambda *args: (calls.append(0), iterate(*args))[1])
+    net, (x, _) = fastxai.compile(cnn()), pairs()
+    made = ASCENTS[name](net)
+    with fastxai.backend("reference"):
+        want = made.perturb(x)
+    ordinary = len(calls)
+    with taped(net):
+        got = [made.perturb(x) for _ in range(2)]
+    assert ordinary == 9 and len(calls) == 9 + 2 * 3
+    assert all(same(result, want) for result in got) and not torch.equal(want.images, x)
+
+
+def test_rows_that_leave_an_ordinary_ascent_are_frozen_in_a_recorded_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (x, _) = fastxai.compile(cnn()), pairs(8)
+    made = IFIA(Gradient(net), rel_stepsize=0.5, **(REACH | {"eps": 3.0}))
+    with taped(net):
+        got = made.perturb(x)
+    with fastxai.backend("reference"):
+        dropped = made.perturb(x)
+        monkeypatch.setattr("fastxai.attacks._map_ascent._rows_alike", lambda explainer: False)
+        assert same(made.perturb(x), got)
+    gone = got.history["dissimilarity"].isnan()
+    assert gone.any() and not gone.any(0).all() and torch.equal(dropped.history["dissimilarity"].isnan(), gone)
+    # Another number of rows, another order of summation.
+    torch.testing.assert_close(dropped.dissimilarity, got.dissimilarity, rtol=1e-9, atol=1e-12)
+
+
 def test_what_may_do_something_else_at_every_call_is_not_recorded() -> None:
     (x, target_map), model = pairs(), cnn()
     net = fastxai.compile(model)
@@ -156,10 +201,10 @@ def test_what_may_do_something_else_at_every_call_is_not_recorded() -> None:
     others.append(Gradient(fastxai.compile(model, fallback=True)))
     for explainer in others:
         with taped(explainer.net):
-            assert graphs_for(explainer, x) is None and graphs_for(Gradient(net), x[:0]) is None
-    assert graphs_for(Gradient(net), x) is None, "nobody asked for graphs"
+            assert graphs_for(explainer, x, 9) is None and graphs_for(Gradient(net), x[:0], 9) is None
+    assert graphs_for(Gradient(net), x, 9) is None, "nobody asked for graphs"
     with taped(net):
-        assert graphs_for(Gradient(net), x) is not None
+        assert graphs_for(Gradient(net), x, 9) is not None and graphs_for(Gradient(net), x, 2) is None
         attack(own, steps=9).perturb(x, target_map)
     assert own.calls > 9
 
@@ -180,6 +225,13 @@ def test_gpu_manipulates_every_map_alike(gpu: str, name: str, dtype: torch.dtype
     for changes in SETTINGS.values():
         want = attack(MAPS[name](plain), **changes).perturb(*pair)
         assert same(attack(MAPS[name](net), **changes).perturb(*pair), want)
+
+
+@pytest.mark.parametrize("name", ASCENTS)
+def test_gpu_ascends_alike(gpu: str, name: str) -> None:
+    model, x = cnn().to(gpu), pairs()[0].to(gpu)
+    want = ASCENTS[name](fastxai.compile(model)).perturb(x)
+    assert same(ASCENTS[name](fastxai.compile(model, capture=True)).perturb(x), want)
 
 
 def test_gpu_iterations_wait_for_nothing(gpu: str) -> None:

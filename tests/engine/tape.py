@@ -154,15 +154,17 @@ class TapeRecorder(Recorder):
         log: "run" and "record", in order.
         watches: whether waits are told before they break a recording.
         pools: one list of recordings for each pool.
+        recording: whether it records.
     """
 
     log: list[str] = field(default_factory=list)
     watches: bool = True
     pools: list[list[TapeRecording]] = field(default_factory=list)
+    recording: bool = False
 
     def serves(self, device: torch.device) -> bool:
-        """Return True."""
-        return True
+        """Return whether nothing is recorded at present."""
+        return not self.recording
 
     def run(self, function: Callable[[], Any], device: torch.device, *, watch: bool) -> tuple[Any, str]:
         """Run."""
@@ -176,11 +178,12 @@ class TapeRecorder(Recorder):
     def record(self, function: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
         """Record."""
         self.log.append("record")
-        written = _Writing()
+        written, self.recording = _Writing(), True
         try:
             with written:
                 outputs = function()
         finally:
+            self.recording = False
             with torch.no_grad():
                 for storage, (now, before) in written.before.items():
                     if storage not in written.own:
