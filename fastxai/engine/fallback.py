@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,23 @@ def smooth(act: Activation, a: Tensor) -> Tensor:
     return kernel.value(act, a) if act.second == "own" else _Surrogate.apply(act, a)  # type: ignore[return-value]
 
 
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Give batch norms in training mode copies of their statistics inside the block, where autograd records.
+
+    A training forward that comes before the backward writes the statistics themselves, which autograd does not see.
+    """
+    moving = [m for m in model.modules() if m.training and "num_batches_tracked" in m._buffers]
+    tables = [(m._buffers, dict(m._buffers)) for m in moving if torch.is_grad_enabled()]
+    try:
+        for table, own in tables:
+            table.update({name: None if t is None else t.clone() for name, t in own.items()})
+        yield
+    finally:
+        for table, own in tables:
+            table.update(own)
+
+
 def _ordinary(tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy that autograd may save if it was made in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
@@ -112,7 +130,7 @@ class Fallback:
 
     def _run(self, x: Tensor, rule: Callable[[Activation], Activation]) -> Tensor:
         # The one attention kernel that has a second derivative.
-        with evaluation(self.model), sdpa_kernel(SDPBackend.MATH):
+        with _still(self.model), evaluation(self.model), sdpa_kernel(SDPBackend.MATH):
             return self.present(x, rule)
 
     @staticmethod

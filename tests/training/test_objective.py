@@ -121,14 +121,15 @@ class MapNorm(Term):
         return batch.net.differentiable_gradient(batch.x, batch.y)[0].square().sum(1).mean()
 
 
+@pytest.mark.parametrize("fallback", [False, True])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_statistics_that_move_do_not_disturb_the_gradient(order: tuple[int, ...]) -> None:
+def test_statistics_that_move_do_not_disturb_the_gradient(order: tuple[int, ...], fallback: bool) -> None:
     """Maps and penalties see the statistics from before the step's own forward, in their backward too."""
     model, (x, y) = mlp(norm=True), batch()
     model[1].running_mean.uniform_(-1, 1)  # type: ignore[union-attr, operator]
     reference, term = copy.deepcopy(model), HessianNorm(2, of="label", seed=5)
     terms = [CrossEntropy(), ZETA * term, 0.1 * MapNorm()]
-    objective = Objective(fastxai.compile(model), [terms[i] for i in order])
+    objective = Objective(fastxai.compile(model, fallback=fallback), [terms[i] for i in order])
     for step in range(2):
         evaluated, leaf = copy.deepcopy(reference).eval(), x.clone().requires_grad_()
         scores = torch.func.functional_call(evaluated, dict(reference.named_parameters()), (leaf,))
@@ -141,6 +142,8 @@ def test_statistics_that_move_do_not_disturb_the_gradient(order: tuple[int, ...]
         torch.testing.assert_close(loss, want, rtol=1e-12, atol=0)
         for got, one in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
             torch.testing.assert_close(got, one, rtol=1e-10, atol=1e-14)
+        for mine, theirs in zip(model.buffers(), reference.buffers(), strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def test_direction_of_ones_own() -> None:
