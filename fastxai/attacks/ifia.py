@@ -59,7 +59,7 @@ class IFIA(MapAscent):
         beta: sharpness of the surrogate; None: the net as it is. Not used where the explainer's net is a smoothed or
             surrogate view already.
         freeze: a sample whose class changed stops there, as printed; False lets it go on, and come back. What stops
-            leaves the batch and costs no more (unless a baseline belongs to its row, or a CUDA graph replays the steps).
+            leaves the batch and costs no more (unless a baseline belongs to its row, or steps are replayed).
         random_start: False starts at x, and further restarts at uniform points of the ball; True takes uniform points
             throughout; "signs" the points x +- eps; None is False where that has a gradient: "top_k", or a target map.
         restarts: how often each sample is attacked, all at once.
