@@ -28,7 +28,8 @@ def tensor(value: Any, name: str, floating: bool = True) -> Tensor:
 def positive(value: float, name: str) -> float:
     """Return the value as a float if it is finite and above zero; ValueError otherwise."""
     # A comparison, not math.isfinite: torch.compile traces it with a symbolic value.
-    require(isinstance(value, (int, float)) and 0 < value < math.inf, name, "be finite and positive", value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    require(number and 0 < value < math.inf, name, "be finite and positive", value)
     return float(value)
 
 

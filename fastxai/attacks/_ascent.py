@@ -16,7 +16,7 @@ from torch.nn import functional
 from fastxai import _check
 from fastxai.attacks._ball import Ball, Bound
 from fastxai.attacks._optimizer import Box
-from fastxai.engine import Net
+from fastxai.engine import Net, arguments
 from fastxai.engine.capture import Graphs
 from fastxai.kernels import attack_step
 
@@ -184,7 +184,8 @@ class Ascent(ABC):
         both = self.alpha is not None and self.rel_stepsize is not None
         _check.require(not both, "rel_stepsize", "be None beside alpha", self.rel_stepsize)
         _check.one_of(self.random_start, "random_start", (None, False, True, "signs"))
-        _check.require(len(self.bounds) == 2, "bounds", "be (lowest, highest)", self.bounds)
+        pair = isinstance(self.bounds, (tuple, list)) and len(self.bounds) == 2
+        _check.require(pair, "bounds", "be (lowest, highest)", self.bounds)
         whole = all(isinstance(number, int) for number in self._key())
         _check.require(whole, "seed", "be an int or a tuple of ints", self.seed)
 
@@ -298,23 +299,13 @@ def labels_of(y: Label, scores: Tensor) -> Tensor:
         TypeError: y is no integer.
         ValueError: its shape or range is wrong.
     """
-    classes = scores.argmax(1)
     if y is None:
-        return classes
-    if isinstance(y, Tensor):
-        _check.require(not y.is_floating_point(), "y", "hold integers", y.dtype, TypeError)
-        y = y.expand(classes.shape) if y.dim() == 0 else _check.shape(y, "y", tuple(classes.shape))
-        y = y.to(classes.device, torch.long)
-    else:
-        whole = isinstance(y, int) and not isinstance(y, bool)
-        _check.require(whole, "y", "be an int, a LongTensor [N] or None", y, TypeError)
-        y = torch.full_like(classes, y)
+        return scores.argmax(1)
+    labels = arguments.classes(y, scores, "y")
     # On a GPU reading the range would stop the host.
-    if y.numel() and y.device.type == "cpu":
-        low, high = torch.stack([y.min(), y.max()]).tolist()
-        last = scores.shape[1] - 1
-        _check.require(low >= 0 and high <= last, "y", f"lie in 0 .. {last}", f"{low} .. {high}")
-    return y
+    if labels.numel() and labels.device.type == "cpu":
+        arguments.in_range(labels, scores.shape[1], "y")
+    return labels
 
 
 def loss_at(net: Net, images: Tensor, y: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:

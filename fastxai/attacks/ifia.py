@@ -82,6 +82,7 @@ class IFIA(MapAscent):
     def __post_init__(self) -> None:
         """Check every setting."""
         self.check_map_settings()
+        _check.require(isinstance(self.freeze, bool), "freeze", "be a bool", self.freeze, TypeError)
 
     @classmethod
     def preset(cls, explainer: Explainer, data: str, **changes: Any) -> IFIA:

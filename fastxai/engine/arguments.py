@@ -30,31 +30,33 @@ def inputs(x: Any, model: nn.Module) -> Tensor:
     return x
 
 
-def classes(target: int | Tensor, x: Tensor) -> Tensor:
-    """Return classes of the inputs x as a LongTensor [N].
+def classes(target: int | Tensor, x: Tensor, name: str = "target") -> Tensor:
+    """Return classes of the rows of x [N, ...] as a LongTensor [N].
 
     Raises:
         TypeError: target holds no integers.
         ValueError: it has another shape.
     """
     if isinstance(target, Tensor):
-        _check.require(not target.is_floating_point(), "target", "hold integers", target.dtype, TypeError)
+        whole = not (target.is_floating_point() or target.dtype == torch.bool)
+        _check.require(whole, name, "hold integers", target.dtype, TypeError)
         if target.dim() == 0:
             target = target.expand(x.shape[0])
-        _check.shape(target, "target", (x.shape[0],))
+        _check.shape(target, name, (x.shape[0],))
         return target.to(x.device, torch.long)
-    _check.require(isinstance(target, int), "target", "be an int, a LongTensor [N] or None", target, TypeError)
+    whole = isinstance(target, int) and not isinstance(target, bool)
+    _check.require(whole, name, "be an int, a LongTensor [N] or None", target, TypeError)
     return torch.full((x.shape[0],), target, dtype=torch.long, device=x.device)
 
 
-def in_range(target: Tensor, classes: int) -> None:
-    """Check classes [N] against their number.
+def in_range(target: Tensor, classes: int, name: str = "target") -> None:
+    """Check classes [N], N > 0, against their number.
 
     Raises:
         ValueError: one lies outside 0 .. classes - 1.
     """
     low, high = torch.stack([target.min(), target.max()]).tolist()
-    _check.require(low >= 0 and high < classes, "target", f"lie in 0 .. {classes - 1}", f"{low} .. {high}")
+    _check.require(low >= 0 and high < classes, name, f"lie in 0 .. {classes - 1}", f"{low} .. {high}")
 
 
 def directions(v: Tensor, x: Tensor) -> Tensor:

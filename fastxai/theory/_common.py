@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fastxai import _check
-from fastxai.engine import Net
+from fastxai.engine import Net, arguments
 
 __all__ = ["Target", "count", "flat_hvp", "pieces", "prepare", "row_norm"]
 
-Target = int | Tensor | None
+Target = arguments.Target
 
 # Bytes that the directions, basis vectors or path points of one call may take.
 _BUDGET = 2**27
@@ -41,12 +41,7 @@ def prepare(net: Any, x: Any, target: Target, name: str = "x", least: int = 1) -
     _check.require(size >= least, name, f"have at least {least} elements a sample", list(x.shape))
     if target is None:
         return x, net.base(x).argmax(1)
-    if isinstance(target, Tensor):
-        _check.require(not target.is_floating_point(), "target", "hold integers", target.dtype, TypeError)
-        target = target.expand(x.shape[:1]) if target.dim() == 0 else target
-        return x, _check.shape(target, "target", (x.shape[0],)).to(x.device, torch.long)
-    _check.require(isinstance(target, int), "target", "be an int, a LongTensor [N] or None", target, TypeError)
-    return x, torch.full(x.shape[:1], target, dtype=torch.long, device=x.device)
+    return x, arguments.classes(target, x)
 
 
 def flat_hvp(net: Net, x: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:

@@ -233,7 +233,8 @@ def segment_kinks(net: Net, x: Tensor, other: Tensor) -> Kinks:
 
     Raises:
         TypeError: net is no compiled net, x or other no floating point tensor.
-        ValueError: the net is not piecewise linear or does not end with a layer; shapes, dtypes or devices differ.
+        ValueError: the net is not piecewise linear or does not end with a layer; shapes, dtypes or devices differ; an
+            end is not finite.
         RuntimeError: the engine cannot run the model.
 
     [R] eq. 27 has the kinks along a curve with g = const; the bound does not need that.
@@ -247,6 +248,8 @@ def segment_kinks(net: Net, x: Tensor, other: Tensor) -> Kinks:
     x, _ = prepare(net, x, 0)
     other = _check.same_place(_check.tensor(other, "other"), "other", x, "x").detach()
     _check.shape(other, "other", tuple(x.shape))
+    for end, name in ((x, "x"), (other, "other")):
+        _check.require(bool(end.isfinite().all()), name, "be finite", "inf or nan")
     nodes, sweep = _bending_nodes(net, x)
     n = len(x)
     row = torch.arange(n, device=x.device).repeat_interleave(2)
@@ -282,7 +285,7 @@ def count_kinks(net: Net, points: Tensor) -> Tensor:
 
     Raises:
         TypeError: net is no compiled net, points no floating point tensor.
-        ValueError: points hold no path.
+        ValueError: points hold no path, or one that is not finite.
         RuntimeError: the engine cannot run the model.
 
     >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.ReLU()))
@@ -292,6 +295,7 @@ def count_kinks(net: Net, points: Tensor) -> Tensor:
     fits = _check.tensor(points, "points").dim() >= 3 and len(points) > 1
     _check.require(fits, "points", "have shape [T + 1, N, ...] with T >= 1", list(points.shape))
     prepare(net, points[0], 0, "points")
+    _check.require(bool(points.isfinite().all()), "points", "be finite", "inf or nan")
     kinks = torch.zeros(points.shape[1], dtype=torch.long, device=points.device)
     last: list[Tensor] = []
     for x in points.detach():

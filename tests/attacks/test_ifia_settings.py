@@ -167,6 +167,7 @@ def test_presets():
     ("change", "kind", "message"),
     [
         ({"eps": 0.0}, ValueError, "eps must be finite and positive"),
+        ({"eps": True}, ValueError, "eps must be finite and positive, got True"),
         ({"norm": "l1"}, ValueError, "norm must be one of 'linf', 'l2'"),
         ({"steps": -1}, ValueError, "steps must be an int, 0 or more, got -1"),
         ({"restarts": 0}, ValueError, "restarts must be an int, 1 or more, got 0"),
@@ -179,6 +180,8 @@ def test_presets():
         ({"reduce": "max"}, ValueError, "reduce must be one of 'auto', 'abs_sum', 'sum', None"),
         ({"beta": 0.0}, ValueError, "beta must be finite and positive"),
         ({"bounds": (0, 1, 2)}, ValueError, r"bounds must be \(lowest, highest\)"),
+        ({"bounds": None}, ValueError, r"bounds must be \(lowest, highest\), got None"),
+        ({"freeze": "never"}, TypeError, "freeze must be a bool, got never"),
         ({"explainer": cnn()}, TypeError, "explainer must be a fastxai explainer, got Sequential"),
     ],
 )
@@ -196,6 +199,8 @@ def test_argument_errors():
         ({"bounds": ([0.0] * 2, [1.0] * 2)}, (x,), {}, ValueError, "bounds must be numbers or 3 values"),
         ({}, (x, 5), {}, ValueError, r"y must lie in 0 \.\. 4, got 5 \.\. 5"),
         ({}, (x, torch.rand(3)), {}, TypeError, "y must hold integers"),
+        ({}, (x, torch.zeros(3, dtype=torch.bool)), {}, TypeError, "y must hold integers, got torch.bool"),
+        ({}, (x, True), {}, TypeError, "y must be an int, a LongTensor"),
         ({}, (x, torch.zeros(2, dtype=torch.long)), {}, ValueError, r"y must have shape \[3\]"),
         ({}, (x, "cat"), {}, TypeError, "y must be an int, a LongTensor"),
         ({}, (x,), {"index": torch.arange(2)}, ValueError, r"index must have shape \[3\]"),

@@ -285,5 +285,10 @@ def test_bad_arguments() -> None:
         theory.segment_kinks(curved, x, x)
     with pytest.raises(ValueError, match="net must end with a layer"):
         theory.segment_kinks(fastxai.compile(mlp([3, 4], 0)[:2]), x, x)
+    for ends, name in (((x, x / 0), "other"), ((x - torch.inf, x), "x")):
+        with pytest.raises(ValueError, match=f"^{name} must be finite, got inf or nan"):
+            theory.segment_kinks(net, *ends)
+    with pytest.raises(ValueError, match="points must be finite, got inf or nan"):
+        theory.count_kinks(net, torch.stack([x, x / 0]))
     with pytest.raises(ValueError, match=r"points must have shape \[T \+ 1, N, ...\]"):
         theory.count_kinks(net, x[None])
