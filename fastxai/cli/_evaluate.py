@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,9 @@ from fastxai.cli._common import UsageError
 from fastxai.data import Labelled, fit, labelled, noisy
 from fastxai.engine import Net
 from fastxai.engine import compile as compile_net
+from fastxai.evaluation.task import shown_map
 from fastxai.explainers import Explainer
+from fastxai.metrics import pcc
 from fastxai.results import ResultStore, Row, digest
 
 __all__ = ["NAME", "Bench", "Job", "Part", "bench", "collected", "image_space", "jobs", "missing", "parts", "run"]
@@ -87,14 +89,17 @@ class Part:
     Attributes:
         experiment: of its rows.
         which: what tells it from others of the experiment, by the name in the row's key.
-        run: "weights", "accuracy", "hessian", "stability" or "robustness"; by default the experiment's name.
+        run: "weights", "accuracy", "hessian", "stability", "pictures" or "robustness"; by default the name of the
+            experiment.
         attack: settings in place of the preset's, beside those that tell it from others.
+        most: images at most; None is as many as there are.
     """
 
     experiment: str
     which: Mapping[str, Any]
     run: str = ""
     attack: Mapping[str, Any] = field(default_factory=dict)
+    most: int | None = None
 
     @property
     def kind(self) -> str:
@@ -227,7 +232,8 @@ def missing(rows: Sequence[Row], wanted: Iterable[Part], count: int, batch: int)
     for part in wanted:
         mine = [row for row in rows if part.has(row)]
         done = {number for row in mine for number in range(*row.key["images"])}
-        left = [number for number in range(count) if number not in done]
+        most = count if part.most is None else min(part.most, count)
+        left = [number for number in range(most) if number not in done]
         # The weights are one row, whatever the images.
         chunks = evaluation.chunks(left, batch) if part.kind != "weights" else [[]] * (not mine)
         # Attacks share nothing.
@@ -240,9 +246,9 @@ def missing(rows: Sequence[Row], wanted: Iterable[Part], count: int, batch: int)
 def run(store: ResultStore, made: Bench, job: Job) -> int:
     """Make the rows of a job, write them and return how many there are."""
     began = time.perf_counter()
-    values = _values(made, job)
+    outcomes = _outcomes(made, job)
     seconds = (time.perf_counter() - began) / len(job.parts)
-    for part, found in zip(job.parts, values, strict=True):
+    for part, found in zip(job.parts, outcomes, strict=True):
         config = {"run": dict(made.told), "settings": made.settings(part)}
         images = [job.numbers[0], job.numbers[-1] + 1] if job.numbers else [0, 0]
         row = Row(
@@ -250,50 +256,70 @@ def run(store: ResultStore, made: Bench, job: Job) -> int:
             experiment=part.experiment,
             key={"model": made.told["model"], **part.which, "images": images, "settings": digest(config)},
             config=config,
-            values=found,
+            values=found.values,
             seconds=seconds,
             machine=_common.machine(made.device),
             version=_rows.versions(),
         )
-        store.write(row)
+        store.write(row, found.tensors)
     return len(job.parts)
 
 
-def _values(made: Bench, job: Job) -> list[dict[str, Any]]:
-    """Return the values of a job's parts."""
+def _noise(made: Bench, part: Part, sample: int = 0) -> Callable[..., Tensor]:
+    """Return the noise of a part; other samples of it are others of the same kind and level."""
+    seed, bounds = made.told["seed"] + sample, {"low": made.space.low, "high": made.space.high}
+    return partial(noisy, level=part.which["level"], kind=part.which["noise"], seed=seed, **bounds)
+
+
+def _pictures(made: Bench, part: Part, x: Tensor, index: Tensor) -> evaluation.Outcome:
+    """Return images and maps, as they are and under samples of noise, [n, 1 + samples, ...], and the PCC of each."""
+    explainer, classes = made.methods[part.which["method"]], made.net(x).argmax(1)
+    versions = [x, *(_noise(made, part, i)(x, index=index) for i in range(part.which["samples"]))]
+    maps = [shown_map(explainer, version, classes) for version in versions]
+    images = [made.space.leave(version) for version in versions]
+    alike = torch.stack([pcc(h, maps[0]) for h in maps[1:]], 1)
+    return evaluation.Outcome({"pcc": alike.tolist()}, {"images": torch.stack(images, 1), "maps": torch.stack(maps, 1)})
+
+
+def _outcomes(made: Bench, job: Job) -> list[evaluation.Outcome]:
+    """Return what was found of a job's parts."""
     first = job.parts[0]
     if first.kind == "weights":
         norms = evaluation.weight_norms(made.net.model)
-        return [{"layers": list(norms), "norms": list(norms.values())}]
+        return [evaluation.Outcome({"layers": list(norms), "norms": list(norms.values())})]
     rows = slice(job.numbers[0], job.numbers[-1] + 1)
     images, x = made.batch(rows)
     labels, index = made.data.labels[rows].to(x.device), torch.arange(rows.start, rows.stop, device=x.device)
     if first.kind == "accuracy":
-        return [{"correct": evaluation.correct(made.net, x, labels).tolist()}]
+        return [evaluation.Outcome({"correct": evaluation.correct(made.net, x, labels).tolist()})]
     if first.kind == "hessian":
         spaces = {made.space.name: (made.net, x), "image": (made.image_net, images)}
-        settings: dict[str, Any] = {"probes": first.which["probes"], "seed": made.told["seed"], "index": index}
-        return [{name: evaluation.hessian_norms(*inputs, **settings).tolist() for name, inputs in spaces.items()}]
+        # No directions at all stands for all basis vectors.
+        return [
+            evaluation.Outcome(
+                {
+                    name: evaluation.hessian_norms(
+                        *inputs, probes=part.which["probes"] or None, seed=made.told["seed"], index=index
+                    ).tolist()
+                    for name, inputs in spaces.items()
+                }
+            )
+            for part in job.parts
+        ]
+    if first.kind == "pictures":
+        return [_pictures(made, part, x, index) for part in job.parts]
     if first.kind == _attributional.NAME:
-        return [_attributional.values(made.attack(first), images, labels, index)]
-    noises = [
-        partial(
-            noisy,
-            level=part.which["level"],
-            kind=part.which["noise"],
-            low=made.space.low,
-            high=made.space.high,
-            seed=made.told["seed"],
-        )
-        for part in job.parts
-    ]
+        return [evaluation.Outcome(_attributional.values(made.attack(first), images, labels, index))]
+    noises = [_noise(made, part) for part in job.parts]
     found = evaluation.stability(made.methods[first.which["method"]], x, noises, index=index, chunk=len(x))
     return [
-        {
-            **{name: getattr(one.similarity, name).tolist() for name in ("pcc", "ssim", "mse")},
-            "changed": one.changed.tolist(),
-            "correct": (one.perturbed_classes == labels).tolist(),
-        }
+        evaluation.Outcome(
+            {
+                **{name: getattr(one.similarity, name).tolist() for name in ("pcc", "ssim", "mse")},
+                "changed": one.changed.tolist(),
+                "correct": (one.perturbed_classes == labels).tolist(),
+            }
+        )
         for one in found
     ]
 

@@ -258,7 +258,7 @@ def _methods(options: argparse.Namespace, study: Study) -> None:
 
 
 def _measures_maps(experiment: Experiment) -> bool:
-    return experiment.run in ("stability", NAME)
+    return experiment.run in ("stability", "pictures", NAME)
 
 
 def _parts(made: Bench, network: Network, experiment: Experiment) -> list[Part]:
@@ -266,7 +266,9 @@ def _parts(made: Bench, network: Network, experiment: Experiment) -> list[Part]:
     if experiment.run == TRAIN or not studies.chosen([network], experiment.networks):
         return []
     if not _measures_maps(experiment):
-        return [Part(experiment.name, experiment.settings, experiment.run)]
+        counts = experiment.settings.get("probes")
+        varied = [{"probes": count} for count in counts] if isinstance(counts, list) else [experiment.settings]
+        return [Part(experiment.name, one, experiment.run, most=experiment.images) for one in varied]
     settings, asked = experiment.settings, made.options.methods
     methods = [method for method in experiment.methods if "all" in asked or method in asked]
     if experiment.run == NAME:
@@ -279,11 +281,12 @@ def _parts(made: Bench, network: Network, experiment: Experiment) -> list[Part]:
             for method in methods
             for one in varied or [{}]
         ]
+    more = {name: settings[name] for name in ("samples",) if name in settings}
+    noises = [{"noise": noise, "level": level, **more} for noise in settings["noises"] for level in settings["levels"]]
     return [
-        Part(experiment.name, {"method": method, "noise": noise, "level": level}, experiment.run)
+        Part(experiment.name, {"method": method, **noise}, experiment.run, most=experiment.images)
         for method in methods
-        for noise in settings["noises"]
-        for level in settings["levels"]
+        for noise in noises
     ]
 
 

@@ -32,6 +32,7 @@ class Experiment:
         needs: the experiment whose tensors it builds on; "" for none.
         pairs: how many pairs at most; None is as many as the study has.
         networks: patterns of the names of those that it is done with.
+        images: how many at most; None is as many as the study has.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Experiment:
     needs: str
     pairs: int | None
     networks: tuple[str, ...] = ("*",)
+    images: int | None = None
 
     def settings_of(self, method: str) -> dict[str, Any]:
         """Return the settings of one method."""
@@ -112,6 +114,7 @@ def load(name: str) -> Study:
             needs=table.get("needs", ""),
             pairs=table.get("pairs"),
             networks=tuple(table.get("networks", ["*"])),
+            images=table.get("images"),
         )
         for each, table in content["experiments"].items()
     }

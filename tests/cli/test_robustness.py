@@ -113,8 +113,36 @@ def test_what_is_measured_is_what_the_file_holds(whole: Path) -> None:
 def test_every_experiment_has_its_rows(whole: Path) -> None:
     found = {(row.experiment, row.key["model"]) for row in rows(whole)}
     names = studies.load("robustness").experiments.keys()
-    assert found == {(name, PLAIN) for name in names} | {(name, ROBUST) for name in names if name != "drop"}
+    assert found == {(name, PLAIN) for name in names - {"sampling"}} | {(name, ROBUST) for name in names - {"drop"}}
     assert {row.key["noise"] for row in rows(whole, experiment="noise_kinds")} == {"laplace", "salt_and_pepper"}
+
+
+def test_sampled_norms_stand_beside_the_exact_one(whole: Path) -> None:
+    model = train.network({"network": "evaluation.small:small_net", "activation": "softplus", "beta": 10.0}, 0)
+    model.load_state_dict(load_file(whole / "models" / f"{ROBUST}.safetensors"))
+    x = SPACE.enter(data().images[:7].float() / 255)
+    low, high = (torch.tensor(bound).view(3, 1, 1) for bound in (SPACE.low, SPACE.high))
+    found = networks.Network(ROBUST, rows(whole, experiment="train")[0], rows(whole, model=ROBUST))
+    for probes in (0, 1, 50):
+        norms = evaluation.hessian_norms(fastxai.compile(model), x.clamp(low, high), probes=probes or None)
+        measured = torch.from_numpy(found.over_images("sampling", "normalised", probes=probes))
+        torch.testing.assert_close(measured.float(), norms, rtol=1e-4, atol=0)
+
+
+def test_pictures_are_of_the_noise_that_is_measured(whole: Path) -> None:
+    for name in (PLAIN, ROBUST):
+        pictures = rows(whole, experiment="pictures", model=name)
+        measured = networks.Network(name, rows(whole, experiment="train")[0], rows(whole, model=name)).stable(0.025)
+        seen = [row for row in pictures for _ in range(*row.key["images"])]
+        assert len(seen) == 3
+        tensors = ResultStore(whole / "rows").tensors(pictures[0])
+        assert tensors["images"].shape[1:] == (5, *data().images.shape[1:])
+        torch.testing.assert_close(tensors["images"][:, 0], data().images[: len(tensors["images"])].float() / 255)
+        assert [alike[0] for alike in pictures[0].values["pcc"]] == pytest.approx(measured[: len(tensors["images"])])
+        assert len({tuple(version.flatten().tolist()) for version in tensors["images"][0]}) == 5
+    text = (whole / "report.html").read_text()
+    section = text[text.index('<section id="noisy_maps">') :]
+    assert section[: section.index("</section>")].count("<img") == 3
 
 
 @pytest.mark.usefixtures("unreported")
@@ -274,6 +302,8 @@ def test_courses_vary_one_setting(here: Path, whole: Path, tmp_path: Path) -> No
         "accuracy_drop": [5],
         "norms": [2, 3],
         "trade_off": [3],
+        "sampling": [10],
+        "noisy_maps": [],
     }
     [table] = [block for block in sections["networks_table"].blocks if isinstance(block, report.Table)]
     assert len(table.rows) == len(found) == 15 and "mean ||H||, [0, 1]" in table.head
