@@ -144,8 +144,7 @@ class Net:
 
     def value_and_gradient(self, x: Tensor, target: Target = None) -> tuple[Tensor, Tensor]:
         """Return (g_k(x) [N], nabla g_k(x)) from one pass; arguments as ``gradient``."""
-        gradient, scores = self._gradient(x, target)
-        given = self._check_target(target, x)
+        gradient, scores, given = self._gradient(x, target)
         chosen = scores.argmax(1) if given is None else given
         return scores.gather(1, chosen[:, None])[:, 0], gradient
 
@@ -260,11 +259,12 @@ class Net:
             self._warned = True
             warnings.warn(FLAT, stacklevel=4)
 
-    def _gradient(self, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    def _gradient(self, x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
         x = self._check_input(x).detach()
         run, acts = self._backend(x)
         chosen = self._chosen(run, x, target)
-        return self._core.launch("the gradient", run, acts, lambda x, target: run.gradient(x, target, acts), x, chosen)
+        made = self._core.launch("the gradient", run, acts, lambda x, target: run.gradient(x, target, acts), x, chosen)
+        return *made, chosen
 
     def differentiable_gradient(
         self, x: Tensor, target: Target = None, *, parameters: bool = True

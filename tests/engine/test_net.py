@@ -52,6 +52,13 @@ class TestTarget:
         assert torch.equal(value, view(x).gather(1, given[:, None])[:, 0])
         assert torch.equal(view.differentiable_gradient(x.requires_grad_())[0], view.gradient(x, given))
 
+    def test_the_model_as_given_is_asked_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        net, x = fastxai.compile(small()), batch()
+        view, asked, call = net.with_activation("softplus", 1.0), [], type(net).__call__
+        monkeypatch.setattr(type(net), "__call__", lambda self, x: asked.append(self) or call(self, x))
+        view.value_and_gradient(x)
+        assert asked == [net]
+
 
 class TestViews:
     def test_views_do_not_disturb_each_other(self) -> None:
