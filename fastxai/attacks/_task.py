@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastxai import _check
+from fastxai import _backend, _check
 from fastxai.attacks._ball import box_of, numbers_of
 from fastxai.attacks._optimizer import OPTIMIZERS, Box, Optimizer
 from fastxai.attacks._recorded import graphs_for
@@ -90,7 +90,9 @@ class _Iteration:
     def __init__(self, task: Task, optimizer: Optimizer, box: Box) -> None:
         self.task, self.optimizer, self.box, self.view = task, optimizer, box, task.net
         images = task.rows.images
-        self.graphs = graphs_for(task.attack.explainer, images, task.attack.steps)
+        # The compiled kernels take no beta from memory.
+        numbers = task.betas is not None and _backend.chosen() in ("cpu", "cuda")
+        self.graphs = None if numbers else graphs_for(task.attack.explainer, images, task.attack.steps)
         self.betas: Tensor | None = None
         self.reads: tuple[Tensor, ...] = ()
         if self.graphs is None:

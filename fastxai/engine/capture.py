@@ -10,7 +10,8 @@ graph launches them all at once. What it does is fixed when it is recorded, addr
     numbers   of Python, a step or a sharpness, are frozen; those that change must be tensors, inputs or reads
 
 Nothing is run twice: a function's first two calls are ordinary ones (the first compiles kernels and lets the vendor's
-libraries choose theirs, the second is watched for waits), at the third it is recorded and replayed.
+libraries choose theirs, the second is watched for waits), at the third it is recorded and replayed. Where recording
+fails it is called again, so it must change nothing on the host.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +56,13 @@ class Recording(ABC):
 
 
 class Recorder(ABC):
-    """How functions of no arguments are run and recorded on a device."""
+    """How functions of no arguments are run and recorded on a device.
+
+    Attributes:
+        busy: it runs or records one now; what that calls in its turn is a part of it.
+    """
+
+    busy: bool = False
 
     @abstractmethod
     def serves(self, device: torch.device) -> bool:
@@ -202,7 +210,7 @@ class Graphs:
 
     def serves(self, x: Tensor) -> bool:
         """Return whether calls on inputs like x are recorded."""
-        return x.numel() > 0 and self._recorder.serves(x.device)
+        return x.numel() > 0 and not self._recorder.busy and self._recorder.serves(x.device)
 
     def another(self) -> Graphs:
         """Return new ones, empty, with the same settings."""
@@ -246,14 +254,11 @@ class Graphs:
             known = self._ordinary(name, function, inputs, entry)
             if known is not None:
                 return known[0]
-        with torch.no_grad():
-            assert entry.recording is not None
-            self._recorder.follow(entry.device)
-            for buffer, x in zip(entry.buffers, inputs, strict=True):
-                if buffer is not None and x is not None:
-                    buffer.copy_(x)
-            entry.recording.replay()
-            return tree_map_only(Tensor, Tensor.clone, entry.recording.outputs)
+        assert entry.recording is not None
+        self._recorder.follow(entry.device)
+        self._fill(entry, inputs)
+        entry.recording.replay()
+        return _copied(entry.recording.outputs)
 
     def _entry(self, key: Hashable, device: torch.device, reads: Sequence[Tensor]) -> _Entry:
         """Return the function's entry, a new one if something that a recording refers to has moved."""
@@ -273,21 +278,44 @@ class Graphs:
         entry.calls += 1
         if entry.refused:
             return (function(*inputs),)
-        if entry.calls <= _WARM:
-            watch = entry.calls == _WARM
-            result, reason = self._recorder.run(lambda: function(*inputs), entry.device, watch=watch)
+        if entry.calls < _WARM:
+            with self._busy():
+                return (self._recorder.run(lambda: function(*inputs), entry.device, watch=False)[0],)
+        # From here on in the buffers: kernels are compiled for addresses like theirs.
+        self._fill(entry, inputs)
+        call = partial(function, *entry.buffers)
+        if entry.calls == _WARM:
+            with self._busy():
+                result, reason = self._recorder.run(call, entry.device, watch=True)
             if reason:
                 self._refuse(name, entry, reason)
-            return (result,)
+            return (_copied(result),)
         try:
-            with torch.inference_mode(False), torch.no_grad():
-                buffers = [None if x is None else x.detach().clone() for x in inputs]
-            entry.recording = self._recorder.record(lambda: function(*buffers), entry.device, self._pool(entry.device))
+            with self._busy():
+                entry.recording = self._recorder.record(call, entry.device, self._pool(entry.device))
         except RuntimeError as error:
             self._refuse(name, entry, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
             return (function(*inputs),)
-        entry.buffers = buffers
         return None
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._recorder.busy = True
+        try:
+            yield
+        finally:
+            self._recorder.busy = False
+
+    def _fill(self, entry: _Entry, inputs: Sequence[Tensor | None]) -> None:
+        """Copy the inputs into the entry's buffers."""
+        with torch.no_grad():
+            if not entry.buffers:
+                with torch.inference_mode(False):
+                    entry.buffers = [None if x is None else x.detach().clone() for x in inputs]
+                return
+            for buffer, x in zip(entry.buffers, inputs, strict=True):
+                if buffer is not None and x is not None:
+                    buffer.copy_(x)
 
     def _pool(self, device: torch.device) -> Any:
         """Return the memory of a recording on the same device; torch ends a pool with the last of its graphs."""
@@ -295,10 +323,15 @@ class Graphs:
         return next((other.pool for other in others if other is not None), None)
 
     def _refuse(self, name: str, entry: _Entry, reason: str) -> None:
-        entry.refused = True
+        entry.refused, entry.buffers = True, []
         if reason not in self._announced:
             self._announced.add(reason)
             warnings.warn(f"{name} is not captured in a CUDA graph and runs as usual. Cause: {reason}", stacklevel=5)
+
+
+def _copied(result: Any) -> Any:
+    with torch.no_grad():
+        return tree_map_only(Tensor, Tensor.clone, result)
 
 
 def _places(reads: Sequence[Tensor]) -> tuple[Any, ...]:

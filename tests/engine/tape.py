@@ -154,17 +154,15 @@ class TapeRecorder(Recorder):
         log: "run" and "record", in order.
         watches: whether waits are told before they break a recording.
         pools: one list of recordings for each pool.
-        recording: whether it records.
     """
 
     log: list[str] = field(default_factory=list)
     watches: bool = True
     pools: list[list[TapeRecording]] = field(default_factory=list)
-    recording: bool = False
 
     def serves(self, device: torch.device) -> bool:
-        """Return whether nothing is recorded at present."""
-        return not self.recording
+        """Return True."""
+        return True
 
     def run(self, function: Callable[[], Any], device: torch.device, *, watch: bool) -> tuple[Any, str]:
         """Run."""
@@ -178,12 +176,11 @@ class TapeRecorder(Recorder):
     def record(self, function: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
         """Record."""
         self.log.append("record")
-        written, self.recording = _Writing(), True
+        written = _Writing()
         try:
             with written:
                 outputs = function()
         finally:
-            self.recording = False
             with torch.no_grad():
                 for storage, (now, before) in written.before.items():
                     if storage not in written.own:

@@ -106,7 +106,7 @@ def test_the_log_is_that_of_ordinary_steps() -> None:
 
 
 def test_a_recorded_run_that_stops_goes_on_exactly(tmp_path: Path) -> None:
-    config = replace(CONFIG, epochs=4, optimizer="adam", lr=0.02)
+    config = replace(CONFIG, epochs=3, optimizer="adam", lr=0.02)
     whole = trained(config, TapeRecorder(), out=tmp_path / "whole")
 
     def killed(ours: Objective) -> dict[str, float]:
