@@ -22,6 +22,8 @@ __all__ = ["add_arguments", "run"]
 
 # Points of the segment between which kinks are counted, and pieces of which the integral is made.
 POINTS, PIECES, NODES = 17, 8, 2
+# Where nothing jumps, what the integral may miss before the row says so.
+_COARSE = 0.01
 # From so many kinks on, [R] eq. 27 holds whatever their number is.
 ENOUGH = 4
 
@@ -160,7 +162,9 @@ def _segment_rows(options: argparse.Namespace, net: Net, ends: tuple[Tensor, Ten
     smooth = _attempt(lambda: theory.smoothness(net, x))
     jumping = isinstance(smooth, str) or smooth.jumps
     jumps, more = (found.jumps, " + jumps") if jumping else (torch.zeros_like(found.jumps), "")
-    note = f"jumps, which no Hessian sees: {_median(jumps):.3g}" if jumping else ""
+    missed = _median(found.jumps / found.moved)
+    coarse = f"the integral's {PIECES * NODES} points miss {missed:.0%} of the change" if missed > _COARSE else ""
+    note = f"jumps, which no Hessian sees: {_median(jumps):.3g}" if jumping else coarse
     links = {
         f"int ||H dx||{more}, [R] eq. 4": found.total,
         f"max ||H||_2 L{more}": found.spectral * found.length,

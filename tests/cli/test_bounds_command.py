@@ -147,6 +147,9 @@ def test_what_does_not_apply_says_so(here: Path, capsys: pytest.CaptureFixture[s
     assert notes[6:] == [f"does not apply: {reason}"] * 2
     assert all(0 < row["ratio"][0] < 1.0001 for row in report["rows"] if row["ratio"])
 
+    report = printed(few + "smooth --beta 30 --noise 30", capsys)
+    assert all(row["note"].startswith("the integral's 16 points miss ") for row in report["rows"][3:6])
+
     report = printed(few + "steep", capsys)
     assert [row["note"] for row in report["rows"][6:]] == [f"does not apply: {reason}"] * 2
     assert "steeper" in report["rows"][2]["note"] and all(row["ratio"][0] < 1 for row in report["rows"][:2])
