@@ -44,6 +44,8 @@ class Products:
         acts: the activations of the view.
         wanted: parameters whose gradients may be asked for, by number; None keeps nothing for a backward pass.
         to_input: gradients of inputs or directions may be asked for too.
+        directions: S, once ``start`` has seen them.
+        parts: what ``extend`` goes on from, chunk by chunk.
     """
 
     run: Runtime
@@ -52,6 +54,7 @@ class Products:
     acts: Activations
     wanted: frozenset[int] | None = None
     to_input: bool = True
+    directions: int = 0
     parts: list[_Part] = field(default_factory=list)
 
     @property
@@ -70,7 +73,8 @@ class Products:
     @numeric
     def start(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (H v, nabla f, g(x))."""
-        prepared, directions = self.weights.prepared(x), v.shape[0]
+        prepared = self.weights.prepared(x)
+        directions = self.directions = v.shape[0]
         keep = self.wanted is not None
         kept = {"keep": keep, "wanted": self.wanted or frozenset(), "to_input": self.to_input}
         hv = torch.empty_like(v, memory_format=torch.contiguous_format)
@@ -98,8 +102,7 @@ class Products:
         """Return the gradients of <u, H v> + <w, nabla f> + <scores_bar, g> for x, then for v and the parameters."""
         grads: list[Tensor | None] = [None] * len(self.weights.params)
         dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        directions = parts[0].sweep.directions if parts else 0
-        dv = x.new_zeros(directions, *x.shape)
+        dv = x.new_zeros(self.directions, *x.shape)
         for part in parts:
             s, rows = replace(part.sweep, extend=True, grads=grads), part.rows
             first = torch.zeros_like(x[rows]) if w is None else w[rows]

@@ -139,9 +139,13 @@ def test_under_autocast_nothing_is_rounded() -> None:
 
 def test_no_samples_and_no_directions() -> None:
     net, x = smooth(small()), batch()
-    hv, gradient, scores = net.differentiable_hvp(x[:0], torch.zeros(2, 0, *x.shape[1:]).double())
+    none, v = (torch.zeros(*shape, *x.shape[1:]).double().requires_grad_() for shape in ((0,), (2, 0)))
+    hv, gradient, scores = net.differentiable_hvp(none, v)
     assert hv.shape == (2, 0, *x.shape[1:]) and gradient.shape == (0, *x.shape[1:]) and scores.shape == (0, 3)
-    hv.sum().backward()
+    for part in (hv, gradient, scores):
+        leaves = [none, v, *net.model.parameters()]
+        found = torch.autograd.grad(part.sum(), leaves, retain_graph=True, materialize_grads=True)
+        assert all(one.shape == leaf.shape and not one.any() for one, leaf in zip(found, leaves, strict=True))
     assert net.hvp(x, x.new_zeros(0, *x.shape)).shape == (0, *x.shape)
 
 
