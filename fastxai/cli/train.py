@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastxai import _check, models
-from fastxai._files import write_tensors
+from fastxai._files import write_tensors, written_aside
 from fastxai.cli import _common
 from fastxai.cli._common import Stopped, UsageError
 from fastxai.cli._terms import TERMS, terms
@@ -93,6 +93,7 @@ def trained(
     model = network(settings.get("model", {}), config.seed).to(data.labels.device)
     _check_fit(model, data, test)
     objective = Objective(compile_net(model), terms(settings.get("terms", {"cross_entropy": 1.0}), config.seed, data))
+    _check_run(out, settings)
     every = torch.arange(len(test), device=test.labels.device)
 
     def measure(_: Objective) -> dict[str, float]:
@@ -100,6 +101,27 @@ def trained(
         return {"accuracy": accuracy(lambda numbers: model(test.plain(numbers)), every, test.labels, chunk=_ROWS)}
 
     return model, fit(objective, data, config, out=out, measure=measure, board=board, progress=progress)
+
+
+def _check_run(out: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if the folder holds a run whose settings differ beyond those that ``fit`` compares."""
+    file = out / "settings.json"
+    # Files may move between two starts of one run.
+    moving = {"data": "place", "model": "weights"}
+    mine = {
+        table: {name: value for name, value in entries.items() if name != moving.get(table)}
+        for table, entries in settings.items()
+        if table != "fit"
+    }
+    if file.is_file() and (out / "checkpoint.json").is_file():
+        theirs = json.loads(file.read_text())
+        differ = [name for name in TABLES if theirs.get(name, {}) != mine.get(name, {})]
+        if differ:
+            name = differ[0]
+            there, here = theirs.get(name, {}), mine.get(name, {})
+            raise ValueError(f"{out} holds a run with [{name}] {there}, this one has {here}; choose another folder")
+    with written_aside(file) as aside:
+        aside.write_text(json.dumps(mine, indent=1) + "\n")
 
 
 @torch.no_grad()

@@ -112,6 +112,35 @@ def test_stopped_and_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("terms.hessian_norm=0", "[terms] {'cross_entropy': 1.0, 'hessian_norm': {'weight': 0.0001, 'probes': 2}}"),
+        ("data.pad=0", "[data] {'mean': [0.5, 0.4, 0.5], 'std': [0.2, 0.2, 0.2], 'pad': 1, 'flip': True}"),
+        ("model.activation='softplus'", "[model] {'network': 'tinysmooth:build'}"),
+        ("fit.lr=0.01", "config must be that of the run in one"),
+    ],
+)
+def test_a_folder_holds_one_run(folder: Path, change: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("one", "--json")) == 0
+    weights = Path("one/model.safetensors").read_bytes()
+    assert main(words("one", "--set", change)) == 2
+    assert said in capsys.readouterr().err
+    assert Path("one/model.safetensors").read_bytes() == weights
+
+
+def test_a_run_that_failed_before_its_first_epoch_holds_no_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("one", "--set", "fit.batch=800")) == 2
+    assert main(words("one", "--set", "terms.hessian_norm=0")) == 0
+    Path("data.npz").rename("moved.npz")
+    assert main(words("one", "--set", "terms.hessian_norm=0", "--set", "data.place='npz:moved.npz'")) == 0
+    # A folder of before settings were written goes on.
+    Path("one/settings.json").unlink()
+    assert main(words("one", "--set", "terms.hessian_norm=0", "--set", "data.place='npz:moved.npz'")) == 0
+
+
 def test_settings_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words("out", "--json", "--set", "fit.epochs=1", "--set", "terms.hessian_norm=0")) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
