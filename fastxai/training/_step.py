@@ -28,6 +28,14 @@ def _fixed(objective: Objective) -> bool:
     return type(objective) is Objective and kinds <= {CrossEntropy, HessianNorm} and own
 
 
+def _graphs(objective: Objective, x: Tensor) -> Graphs | None:
+    """Return graphs for the steps of one run, or None where they are ordinary calls."""
+    kept = objective.net._core.graphs
+    if kept is None or not kept.serves(x) or not _fixed(objective) or not objective.net.report(x.shape[1:]).engine:
+        return None
+    return kept.another()
+
+
 class Step:
     """The optimizer of an objective's model, and what it does with the batches of one step.
 
@@ -48,9 +56,7 @@ class Step:
         self.objective, self.config = objective, config
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         _check.require(len(self.parameters) > 0, "objective", "have parameters that require gradients", 0)
-        kept = objective.net._core.graphs
-        recorded = kept is not None and kept.serves(x) and _fixed(objective)
-        self._graphs: Graphs | None = kept.another() if kept is not None and recorded else None
+        self._graphs = _graphs(objective, x)
         self.optimizer = self._optimizer(x.device)
         self._number = torch.zeros((), dtype=torch.long, device=x.device)
 
