@@ -258,6 +258,10 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="loss must stay finite"):
         fit(objective(), data(), replace(CONFIG, lr=1e9, schedule="constant"), progress=False)
     fit(objective(), data(), replace(CONFIG, epochs=1), out=tmp_path, progress=False)
+    for other in ([CrossEntropy()], [CrossEntropy(), 1e-3 * HessianNorm(seed=2)]):
+        changed = Objective(fastxai.compile(model()), other)
+        with pytest.raises(ValueError, match=r"objective must have the terms of the run in .*'hessian_norm': 0\.0001"):
+            fit(changed, data(), replace(CONFIG, epochs=1), out=tmp_path, progress=False)
     with pytest.raises(ValueError, match="config must be that of the run"):
         fit(objective(), data(), CONFIG, out=tmp_path, progress=False)
     images, labels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
