@@ -223,12 +223,9 @@ def test_the_page_tells_the_deviations(whole: Path) -> None:
         block.text for block in sections_of(whole / "rows")["attributional_table"].blocks if isinstance(block, Text)
     )
     for deviation in (
-        "epochs 1 (50)",
-        "images an epoch 8 (60000)",
-        "batch 4 (50)",
-        "attack steps 5 (7)",
-        "restarts 1 (3)",
-        "points 8 (not given)",
+        "all: epochs 1 (50), batch 4 (50), images an epoch 8 (60000)",
+        "mnist_align_s: attack steps 5 (7), restarts 1 (3)",
+        "mnist_aat, fashion_mnist_adv_aat: attack steps 5 (7), restarts 1 (3), points 8 (not given)",
         "the first 5 test images (10000)",
         "seed 42 (means over 3 seeds and splits)",
         "All others started from the weights of fashion_mnist_natural, mnist_natural, mnist_natural_s.",

@@ -111,10 +111,13 @@ def _short(value: Any) -> str:
 def conditions(findings: Findings, found: Iterable[Network]) -> Text:
     """Return how the networks were trained and measured, and each way in which that is not the paper's."""
     found, paper = list(found), findings.paper["training"]
+    each = {one.name: _deviations(one, paper) for one in found}
+    shared = [said for said in next(iter(each.values()), []) if all(said in others for others in each.values())]
     alike: dict[str, list[str]] = {}
-    for one in found:
-        alike.setdefault(", ".join(_deviations(one, paper)) or "as in the paper", []).append(one.name)
-    parts = [f"{', '.join(names)}: {said}" for said, names in alike.items()]
+    for name, deviations in each.items():
+        alike.setdefault(", ".join(said for said in deviations if said not in shared), []).append(name)
+    parts = [f"all: {', '.join(shared)}"] if shared else []
+    parts += [f"{', '.join(names)}: {said}" for said, names in alike.items() if said]
     counts = sorted({int(row.key["images"][1]) for one in found for row in one.rows if "preset" in row.key})
     images = f"the first {counts[-1]} test images ({paper['samples']})" if counts else "no test images yet"
     seeds = sorted({one.setting("fit.seed") for one in found})
@@ -123,7 +126,7 @@ def conditions(findings: Findings, found: Iterable[Network]) -> Text:
     machines = sorted({one.trained.machine for one in found})
     return Text(
         f"Trained here, with the paper's settings in brackets where they differ ({paper['source']}). "
-        f"{'; '.join(parts)}.{begun} Measured on {images}, seed {' or '.join(map(str, seeds))} "
+        f"{'; '.join(parts) or 'none does'}.{begun} Measured on {images}, seed {' or '.join(map(str, seeds))} "
         f"(means over {paper['seeds']} seeds and splits). Weights are rounded to float16. The network, the points of "
         "the integral and that the best image of the attack counts, not the last, are ours. "
         f"Computed on {'; '.join(machines)}."
