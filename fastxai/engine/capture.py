@@ -136,11 +136,13 @@ class CudaRecorder(Recorder):
                     result = function()
                 finally:
                     torch.cuda.set_sync_debug_mode(mode)
-        waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
-        for other in caught:
-            if other not in waits:
-                warnings.warn_explicit(other.message, other.category, other.filename, other.lineno, source=other.source)
-        return result, f"it waits for the device at {waits[0].filename}:{waits[0].lineno}" if waits else ""
+        waits = []
+        for w in caught:
+            if "synchronizing CUDA operation" in str(w.message):
+                waits.append(f"it waits for the device at {w.filename}:{w.lineno}")
+            elif "Synchronization debug mode" not in str(w.message):  # that it is a prototype
+                warnings.warn_explicit(w.message, w.category, w.filename, w.lineno, source=w.source)
+        return result, waits[0] if waits else ""
 
     def record(self, function: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
         """Capture one call in a graph."""
