@@ -97,6 +97,7 @@ class CudaRecorder(Recorder):
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._last: dict[torch.device, torch.cuda.Stream] = {}
+        self._broken: list[torch.cuda.CUDAGraph] = []
 
     def serves(self, device: torch.device) -> bool:
         """Return whether it is a GPU whose current stream nobody records already."""
@@ -157,7 +158,9 @@ class CudaRecorder(Recorder):
                         causes.append(error)
                         raise
             except RuntimeError as error:
-                # Ending a broken capture fails in its turn, which says nothing.
+                # torch 2.11's allocator goes on asking a capture that broke which memory is its own.
+                self._broken.append(graph)
+                # Ending it fails in its turn, which says nothing.
                 raise causes[0] if causes else error from None
         return _CudaRecording(graph, outputs)
 
