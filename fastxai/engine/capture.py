@@ -299,7 +299,7 @@ class Graphs:
             with self._busy():
                 entry.recording = self._recorder.record(call, entry.device, self._pool(entry.device))
         except RuntimeError as error:
-            self._refuse(name, entry, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            self._refuse(name, entry, f"{type(error).__name__}: {error}".splitlines()[0])
             return (function(*inputs),)
         return None
 
