@@ -23,7 +23,7 @@ class Dataset:
         images: uint8 [M, C, H, W], or floating point in the model's own space.
         labels: int64 [M].
         mean, std: one number or one a channel; uint8 images x become (x / 255 - mean) / std. None: they stay in [0, 1].
-        pad: random crops shift the image by up to so many pixels, black beyond the rim.
+        pad: random crops shift the image by up to so many pixels; beyond the rim it is 0, which is black for bytes.
         flip: mirror half of the images.
         masks: what a map of each image should be, [M, H, W] or [M, C, H, W]: S_T of [F] eq. 3. They move with the
             images; None where there are none.
