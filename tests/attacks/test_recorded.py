@@ -228,7 +228,9 @@ def test_gpu_manipulates_every_map_alike(gpu: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ASCENTS)
-def test_gpu_ascends_alike(gpu: str, name: str) -> None:
+def test_gpu_ascends_alike(gpu: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are frozen in both: fewer of them might be summed in another order."""
+    monkeypatch.setattr("fastxai.attacks._map_ascent._rows_alike", lambda explainer: False)
     model, x = cnn().to(gpu), pairs()[0].to(gpu)
     want = ASCENTS[name](fastxai.compile(model)).perturb(x)
     assert same(ASCENTS[name](fastxai.compile(model, capture=True)).perturb(x), want)
