@@ -199,8 +199,15 @@ class Weights:
         return self._flat[1]
 
     def marks(self) -> list[tuple[Tensor, int]]:
-        """Return every source with its version, to tell later whether one was changed in place."""
-        return [(tensor, version(tensor)) for tensor in (leaf.get() for leaf in self._leaves)]
+        """Return the sources that a backward reads with their versions, to tell later whether one was changed in place.
+
+        A buffer behind a derived weight, such as the vectors of a spectral norm, which move at every training forward,
+        is read no more.
+        """
+        used = {_storage(x) for x in tree_leaves(self._prepared) if isinstance(x, Tensor)}
+        tensors = [leaf.get() for leaf in self._leaves]
+        read = [t for t in tensors if isinstance(t, torch.nn.Parameter) or _storage(t) in used]
+        return [(tensor, version(tensor)) for tensor in read]
 
     @property
     def require_grad(self) -> bool:

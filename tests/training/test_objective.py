@@ -146,6 +146,26 @@ def test_statistics_that_move_do_not_disturb_the_gradient(order: tuple[int, ...]
             assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("fallback", [False, True])
+def test_a_parametrisation_that_moves_in_training(fallback: bool) -> None:
+    """Spectral norm turns its vectors at every training forward; maps and penalties see them as they were before."""
+    model, (x, y) = mlp(), batch()
+    torch.nn.utils.parametrizations.spectral_norm(model[0])
+    reference, term = copy.deepcopy(model), HessianNorm(2, of="label", seed=5)
+    objective = Objective(fastxai.compile(model, fallback=fallback), [CrossEntropy(), ZETA * term])
+    for step in range(2):
+        reference.eval()
+        want = written_out(reference, x, y, term, step) - F.cross_entropy(reference(x), y)
+        want = want + F.cross_entropy(reference.train()(x), y)
+        loss = objective(x, y)
+        torch.testing.assert_close(loss, want, rtol=1e-12, atol=0)
+        gots, wants = (
+            torch.autograd.grad(value, list(m.parameters())) for value, m in ((loss, model), (want, reference))
+        )
+        for got, wanted in zip(gots, wants, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
+
+
 def test_direction_of_ones_own() -> None:
     """CURE's direction: the normalised gradient of the loss, which counts as constant."""
     model, (x, y) = mlp(), batch()
