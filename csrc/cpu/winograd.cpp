@@ -13,7 +13,7 @@
 namespace fastxai::cpu {
 namespace {
 
-constexpr int64_t lanes = 16, panel = 32, positions = 16;
+constexpr int64_t step = 16, panel = 32, positions = 16;
 // Tiles of a block, a multiple of every kernel's rows. From 12 to 96 all took the same time within 5 %, but for the
 // weight gradient of 512 x 512 channels, which goes through all its sums once a block: 20 % more at 24 than at 48.
 constexpr int64_t block = 48;
@@ -23,10 +23,28 @@ constexpr int64_t run_length = 32;
 constexpr int64_t grain = 12;
 // Multiply-adds that take one core some 10 us; waking the team costs 2 us.
 constexpr int64_t serial = 1 << 20;
-typedef float Vector __attribute__((vector_size(lanes * sizeof(float))));
 
-FASTXAI_INLINE void load(const float* p, Vector& v) { std::memcpy(&v, p, sizeof v); }
-FASTXAI_INLINE void store(float* p, const Vector& v) { std::memcpy(p, &v, sizeof v); }
+// Vectors as wide as a register: GCC keeps wider ones in memory. Sums fill 24 of 32 registers, or 12 of 16; of a weight
+// gradient, whose rows are channels, 16 and 8.
+struct Wide {
+  typedef float Vector __attribute__((vector_size(64)));
+  static constexpr int rows = 12, grad_rows = 8;
+};
+struct Narrow {
+  typedef float Vector __attribute__((vector_size(32)));
+  static constexpr int rows = 6, grad_rows = 4;
+};
+template <class Vector>
+constexpr int64_t lanes = sizeof(Vector) / sizeof(float);
+
+template <class Vector>
+FASTXAI_INLINE void load(const float* p, Vector& v) {
+  std::memcpy(&v, p, sizeof v);
+}
+template <class Vector>
+FASTXAI_INLINE void store(float* p, const Vector& v) {
+  std::memcpy(p, &v, sizeof v);
+}
 
 // The tile of a number: its image, and its first output pixel.
 struct Tile {
@@ -39,6 +57,7 @@ FASTXAI_INLINE Tile tile(const Winograd& c, int64_t number) {
 }
 
 // v[16][block][stride]: B^T d B of every tile's 4x4 pixels d; pixels outside the image are read from `zeros`.
+template <class Vector>
 FASTXAI_INLINE void gather(const Winograd& c, const float* source, int64_t first, int64_t count, int64_t stride,
                            const float* zeros, float* v) {
   for (int64_t t = 0; t < count; ++t) {
@@ -53,7 +72,7 @@ FASTXAI_INLINE void gather(const Winograd& c, const float* source, int64_t first
         pixel[i][j] = inside ? image + (y * c.width + x) * c.channels : zeros;
       }
     }
-    for (int64_t k = 0; k < c.channels; k += lanes) {
+    for (int64_t k = 0; k < c.channels; k += lanes<Vector>) {
       Vector d[4][4];
       FASTXAI_UNROLL for (int64_t j = 0; j < 4; ++j) {
         Vector p[4];
@@ -75,6 +94,7 @@ FASTXAI_INLINE void gather(const Winograd& c, const float* source, int64_t first
 }
 
 // n[16][block][panel]: A nu A^T of `width` outputs of every tile's 2x2 pixels.
+template <class Vector>
 FASTXAI_INLINE void spread(const Winograd& c, const float* nu, int64_t first, int64_t count, int64_t begin,
                            int64_t width, const float* zeros, float* n) {
   for (int64_t t = 0; t < count; ++t) {
@@ -84,7 +104,7 @@ FASTXAI_INLINE void spread(const Winograd& c, const float* nu, int64_t first, in
     const float* pixel[2][2] = {{corner, right ? corner + c.outputs : zeros},
                                 {below ? corner + c.out_width * c.outputs : zeros,
                                  right && below ? corner + (c.out_width + 1) * c.outputs : zeros}};
-    for (int64_t k = 0; k < width; k += lanes) {
+    for (int64_t k = 0; k < width; k += lanes<Vector>) {
       Vector s[4][2];
       FASTXAI_UNROLL for (int64_t j = 0; j < 2; ++j) {
         Vector p[2];
@@ -107,13 +127,13 @@ FASTXAI_INLINE void spread(const Winograd& c, const float* nu, int64_t first, in
 
 // du[0..rows) += sum over tiles of v[0..rows) (x) n; rows are channels. A block's sum starts from zero, so that the
 // rounding of a long sum grows with the number of blocks and not of tiles.
-template <int rows, int vectors>
+template <class Vector, int rows, int vectors>
 FASTXAI_INLINE void accumulate(const float* v, int64_t stride, const float* n, int64_t count, int64_t width,
                                float* du) {
   Vector acc[rows][vectors] = {};
   for (int64_t t = 0; t < count; ++t) {
     Vector w[vectors];
-    FASTXAI_UNROLL for (int j = 0; j < vectors; ++j) load(n + t * panel + j * lanes, w[j]);
+    FASTXAI_UNROLL for (int j = 0; j < vectors; ++j) load(n + t * panel + j * lanes<Vector>, w[j]);
     FASTXAI_UNROLL for (int i = 0; i < rows; ++i) {
       const float s = v[t * stride + i];
       FASTXAI_UNROLL for (int j = 0; j < vectors; ++j) acc[i][j] += s * w[j];
@@ -122,21 +142,21 @@ FASTXAI_INLINE void accumulate(const float* v, int64_t stride, const float* n, i
   FASTXAI_UNROLL for (int i = 0; i < rows; ++i) {
     FASTXAI_UNROLL for (int j = 0; j < vectors; ++j) {
       Vector sum;
-      load(du + i * width + j * lanes, sum);
-      store(du + i * width + j * lanes, sum + acc[i][j]);
+      load(du + i * width + j * lanes<Vector>, sum);
+      store(du + i * width + j * lanes<Vector>, sum + acc[i][j]);
     }
   }
 }
 
 // m[0..rows) = v[0..rows) u for `vectors` vectors of outputs; u has `width` floats a channel.
-template <int rows, int vectors>
+template <class Vector, int rows, int vectors>
 FASTXAI_INLINE void multiply(const float* v, int64_t stride, const float* u, int64_t width, int64_t channels,
                              float* m) {
   for (int64_t first = 0; first < channels; first += run_length) {
     Vector acc[rows][vectors] = {};
     for (int64_t k = first, last = std::min(channels, first + run_length); k < last; ++k) {
       Vector w[vectors];
-      FASTXAI_UNROLL for (int j = 0; j < vectors; ++j) load(u + k * width + j * lanes, w[j]);
+      FASTXAI_UNROLL for (int j = 0; j < vectors; ++j) load(u + k * width + j * lanes<Vector>, w[j]);
       FASTXAI_UNROLL for (int i = 0; i < rows; ++i) {
         const float s = v[i * stride + k];
         FASTXAI_UNROLL for (int j = 0; j < vectors; ++j) acc[i][j] += s * w[j];
@@ -144,7 +164,7 @@ FASTXAI_INLINE void multiply(const float* v, int64_t stride, const float* u, int
     }
     FASTXAI_UNROLL for (int i = 0; i < rows; ++i) {
       FASTXAI_UNROLL for (int j = 0; j < vectors; ++j) {
-        float* out = m + i * panel + j * lanes;
+        float* out = m + i * panel + j * lanes<Vector>;
         Vector sum = {};
         if (first) load(out, sum);
         store(out, sum + acc[i][j]);
@@ -154,6 +174,7 @@ FASTXAI_INLINE void multiply(const float* v, int64_t stride, const float* u, int
 }
 
 // y = A^T m A + b for `width` outputs of every tile; pixels outside y go to `waste`.
+template <class Vector>
 FASTXAI_INLINE void scatter(const Winograd& c, const float* bias, int64_t first, int64_t count, const float* m,
                             int64_t begin, int64_t width, float* waste, float* y) {
   for (int64_t t = 0; t < count; ++t) {
@@ -163,7 +184,7 @@ FASTXAI_INLINE void scatter(const Winograd& c, const float* bias, int64_t first,
     float* pixel[2][2] = {{corner, right ? corner + c.outputs : waste},
                           {below ? corner + c.out_width * c.outputs : waste,
                            right && below ? corner + (c.out_width + 1) * c.outputs : waste}};
-    for (int64_t k = 0; k < width; k += lanes) {
+    for (int64_t k = 0; k < width; k += lanes<Vector>) {
       Vector b = {}, s[2][4];
       if (bias) load(bias + begin + k, b);
       FASTXAI_UNROLL for (int64_t j = 0; j < 4; ++j) {
@@ -188,9 +209,9 @@ struct Room {
   float *v, *m, *waste, *zeros;
 
   explicit Room(const Winograd& c)
-      : stride(c.channels + lanes),
-        memory(positions * block * (stride + panel) + panel + std::max(c.channels, panel) + lanes, 0.0f) {
-    v = memory.data() + (-(reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float)) & (lanes - 1));
+      : stride(c.channels + step),
+        memory(positions * block * (stride + panel) + panel + std::max(c.channels, panel) + step, 0.0f) {
+    v = memory.data() + (-(reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float)) & (step - 1));
     m = v + positions * block * stride;
     waste = m + positions * block * panel;
     zeros = waste + panel;
@@ -203,32 +224,32 @@ struct Call {
   float* y;
 };
 
-template <int rows, int vectors>
+template <class Registers>
 FASTXAI_INLINE void run(const Call& call, int64_t begin, int64_t end) {
   const Winograd& c = call.conv;
   const Room room(c);
+  using Vector = typename Registers::Vector;
+  constexpr int64_t pair = 2 * lanes<Vector>;
   const int64_t stride = room.stride;
   float *v = room.v, *m = room.m;
   for (int64_t first = begin; first < end; first += block) {
     const int64_t count = std::min(block, end - first);
-    gather(c, call.x, first, count, stride, room.zeros, v);
+    gather<Vector>(c, call.x, first, count, stride, room.zeros, v);
     for (int64_t o = 0; o < c.outputs; o += panel) {
       const int64_t width = std::min(panel, c.outputs - o);
       for (int64_t e = 0; e < positions; ++e) {
         const float* u = call.u + (o * positions + e * width) * c.channels;
-        for (int64_t t = 0; t < count; t += rows) {
+        for (int64_t t = 0; t < count; t += Registers::rows) {
           const float* left = v + (e * block + t) * stride;
           float* out = m + (e * block + t) * panel;
-          if (vectors == 2 && width == panel) {
-            multiply<rows, vectors>(left, stride, u, width, c.channels, out);
-          } else {
-            for (int64_t k = 0; k < width; k += lanes) {
-              multiply<rows, 1>(left, stride, u + k, width, c.channels, out + k);
-            }
+          int64_t k = 0;
+          for (; k + pair <= width; k += pair) {
+            multiply<Vector, Registers::rows, 2>(left, stride, u + k, width, c.channels, out + k);
           }
+          if (k < width) multiply<Vector, Registers::rows, 1>(left, stride, u + k, width, c.channels, out + k);
         }
       }
-      scatter(c, call.bias, first, count, m, o, width, room.waste, call.y);
+      scatter<Vector>(c, call.bias, first, count, m, o, width, room.waste, call.y);
     }
   }
 }
@@ -240,10 +261,13 @@ struct Grad {
   int64_t tiles, pieces;
 };
 
-template <int rows, int vectors>
+template <class Registers>
 FASTXAI_INLINE void run(const Grad& call, int64_t begin, int64_t end) {
   const Winograd& c = call.conv;
   const Room room(c);
+  using Vector = typename Registers::Vector;
+  constexpr int rows = Registers::grad_rows;
+  constexpr int64_t pair = 2 * lanes<Vector>;
   const int64_t stride = room.stride, size = positions * c.channels * c.outputs;
   float *v = room.v, *n = room.m;
   for (int64_t piece = begin; piece < end; ++piece) {
@@ -252,21 +276,19 @@ FASTXAI_INLINE void run(const Grad& call, int64_t begin, int64_t end) {
     std::fill_n(du, size, 0.0f);
     for (int64_t first = call.tiles * piece / call.pieces; first < last; first += block) {
       const int64_t count = std::min(block, last - first);
-      gather(c, call.x, first, count, stride, room.zeros, v);
+      gather<Vector>(c, call.x, first, count, stride, room.zeros, v);
       for (int64_t o = 0; o < c.outputs; o += panel) {
         const int64_t width = std::min(panel, c.outputs - o);
-        spread(c, call.nu, first, count, o, width, room.zeros, n);
+        spread<Vector>(c, call.nu, first, count, o, width, room.zeros, n);
         for (int64_t e = 0; e < positions; ++e) {
           const float *left = v + e * block * stride, *right = n + e * block * panel;
           float* sums = du + (o * positions + e * width) * c.channels;
           for (int64_t k = 0; k < c.channels; k += rows) {
-            if (vectors == 2 && width == panel) {
-              accumulate<rows, vectors>(left + k, stride, right, count, width, sums + k * width);
-            } else {
-              for (int64_t j = 0; j < width; j += lanes) {
-                accumulate<rows, 1>(left + k, stride, right + j, count, width, sums + k * width + j);
-              }
+            int64_t j = 0;
+            for (; j + pair <= width; j += pair) {
+              accumulate<Vector, rows, 2>(left + k, stride, right + j, count, width, sums + k * width + j);
             }
+            if (j < width) accumulate<Vector, rows, 1>(left + k, stride, right + j, count, width, sums + k * width + j);
           }
         }
       }
@@ -274,14 +296,13 @@ FASTXAI_INLINE void run(const Grad& call, int64_t begin, int64_t end) {
   }
 }
 
-// Sums fill 24 of 32 registers of 16 lanes, or 12 of 16 of 8 lanes; 16 and 8 where their rows are channels.
-FASTXAI_CLONES void wide(const Call& call, int64_t begin, int64_t end) { run<12, 2>(call, begin, end); }
-FASTXAI_CLONES void narrow(const Call& call, int64_t begin, int64_t end) { run<6, 1>(call, begin, end); }
-FASTXAI_CLONES void wide(const Grad& call, int64_t begin, int64_t end) { run<8, 2>(call, begin, end); }
-FASTXAI_CLONES void narrow(const Grad& call, int64_t begin, int64_t end) { run<4, 1>(call, begin, end); }
+FASTXAI_CLONES void wide(const Call& call, int64_t begin, int64_t end) { run<Wide>(call, begin, end); }
+FASTXAI_CLONES void narrow(const Call& call, int64_t begin, int64_t end) { run<Narrow>(call, begin, end); }
+FASTXAI_CLONES void wide(const Grad& call, int64_t begin, int64_t end) { run<Wide>(call, begin, end); }
+FASTXAI_CLONES void narrow(const Grad& call, int64_t begin, int64_t end) { run<Narrow>(call, begin, end); }
 
 int64_t tiles(const Winograd& c) {
-  if (c.channels % lanes || c.outputs % lanes) {
+  if (c.channels % step || c.outputs % step) {
     throw std::invalid_argument("winograd needs multiples of 16 channels, in and out");
   }
   return c.rows * ((c.out_height + 1) / 2) * ((c.out_width + 1) / 2);

@@ -14,9 +14,9 @@ Contract (C and O multiples of 16, one group, dilation 1):
 
 (Lavin, Gray: Fast algorithms for convolutional neural networks, 2016.) Sums run over C products instead of 9 C, in
 runs of 32, and err no more than a direct sum: relative to the result by 2.0e-7 to 2.4e-7 for C of 32 to 512, where
-oneDNN errs by 2.1e-7 to 2.3e-7, on channels-last input by 2.9e-7 to 1.2e-6. On two Zen 4 cores it is 1.4 (16 channels)
-to 2 times (from 128 on) as fast as oneDNN, which has no Winograd convolution on x86; the weight gradient 1.3 to 1.9
-times up to 128 channels. There is a cpu kernel, float32 and channels-last, for AVX-512 and AVX2.
+oneDNN errs by 2.1e-7 to 2.3e-7, on channels-last input by 2.9e-7 to 1.2e-6. oneDNN has no Winograd convolution on x86;
+in cpu time of a Zen 4 core it takes 1.3 (16 channels) to 1.8 times as long (from 128 on), for the weight gradient 1.4 to
+2.1 times; both on AVX2 alone 1.1 to 1.7 and 1.1 to 2.4 times. There is a cpu kernel, float32 and channels-last.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from fastxai import _backend
 from fastxai.kernels import _native
 
-__all__ = ["conv", "fits", "gains", "pack", "serves", "weight_grad"]
+__all__ = ["conv", "fits", "pack", "serves", "weight_grad"]
 
 # Outputs that are stored side by side for every channel.
 _PANEL = 32
@@ -57,11 +57,6 @@ def fits(weight: Tensor, out: Sequence[int]) -> bool:
 def serves(x: Tensor) -> bool:
     """True if the backend in force has the kernel for this operand."""
     return x.dtype == torch.float32 and _backend.pick(x) == "cpu"
-
-
-def gains(x: Tensor, nu: Tensor) -> bool:
-    """True if the kernel serves these operands of a weight gradient and is faster: at 16 channels it is not."""
-    return serves(x) and min(x.shape[1], nu.shape[1]) >= 32
 
 
 def _transform() -> Tensor:

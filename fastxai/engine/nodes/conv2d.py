@@ -96,7 +96,7 @@ class Conv2d(Layer):
 
     def weight_grad(self, w: Any, mu: Tensor, x: Tensor) -> Tensor:
         """Sum of mu (x) x over rows and positions."""
-        if w[2] is not None and winograd.gains(x, mu):
+        if w[2] is not None and winograd.serves(x):
             return winograd.weight_grad(x, mu, self.geometry[1])
         return self._backward(mu, x, w[0], (False, True, False))[1]
 
