@@ -15,8 +15,8 @@ Contract (C and O multiples of 16, one group, dilation 1):
 (Lavin, Gray: Fast algorithms for convolutional neural networks, 2016.) Sums run over C products instead of 9 C, in
 runs of 32, and err no more than a direct sum: relative to the result by 2.0e-7 to 2.4e-7 for C of 32 to 512, where
 oneDNN errs by 2.1e-7 to 2.3e-7, on channels-last input by 2.9e-7 to 1.2e-6. oneDNN has no Winograd convolution on x86;
-in cpu time of a Zen 4 core it takes 1.3 (16 channels) to 1.8 times as long (from 128 on), for the weight gradient 1.4 to
-2.1 times; both on AVX2 alone 1.1 to 1.7 and 1.1 to 2.4 times. There is a cpu kernel, float32 and channels-last.
+in cpu time of a Zen 4 core it takes 1.3 (16 channels) to 1.8 times as long (from 128 on), for the weight gradient 1.4
+to 2.1 times; with AVX2 alone 1.1 to 1.7 and 1.1 to 2.4 times. There is a cpu kernel, float32 and channels-last.
 """
 
 from __future__ import annotations
