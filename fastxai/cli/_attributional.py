@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from fastxai import evaluation
 from fastxai.attacks import IFIA
 from fastxai.cli import _common
-from fastxai.evaluation import Robustness
+from fastxai.evaluation import Outcome, Robustness
 from fastxai.explainers import Explainer, Gradient
+from fastxai.metrics import top_k_intersection
 
-__all__ = ["NAME", "PRESETS", "check", "described", "preset", "settings", "summary", "text", "values"]
+__all__ = ["ATTACKS", "NAME", "PRESETS", "check", "described", "outcome", "preset", "settings", "summary", "text"]
 
 NAME = "robustness"
 # [F] table 2.
@@ -55,10 +56,27 @@ def _within(images: Tensor) -> Tensor:
     return images.clamp(0, 1)
 
 
-def values(attack: IFIA, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, Any]:
-    """Return the values of a row, a list over its images each."""
-    found = evaluation.robustness(attack, _within(images), labels, index=index)
-    return {one.name: getattr(found, one.name).tolist() for one in fields(Robustness)}
+def _values(attack: IFIA, images: Tensor, labels: Tensor, index: Tensor) -> Outcome:
+    """Return the figures of images [N, C, H, W], a list over them each."""
+    found = evaluation.robustness(attack, images, labels, index=index)
+    return Outcome({one.name: getattr(found, one.name).tolist() for one in fields(Robustness)})
+
+
+def _pictures(attack: IFIA, images: Tensor, labels: Tensor, index: Tensor) -> Outcome:
+    """Return images and maps of the label before and after, [N, 2, ...], and what is left of the k largest values."""
+    found = attack.perturb(images, labels, index=index)
+    maps = found.original_maps, found.maps
+    pairs = {"images": torch.stack([images, found.images], 1), "maps": torch.stack(maps, 1)}
+    return Outcome({"top_k": top_k_intersection(*maps, attack.k).tolist()}, pairs)
+
+
+# What is done with an attack.
+ATTACKS = {NAME: _values, "attacked": _pictures}
+
+
+def outcome(kind: str, attack: IFIA, images: Tensor, labels: Tensor, index: Tensor) -> Outcome:
+    """Return what an attack did to images [N, C, H, W] with these labels and numbers [N]; kind, of ``ATTACKS``."""
+    return ATTACKS[kind](attack, _within(images), labels, index)
 
 
 def summary(values: Mapping[str, Sequence[float]]) -> dict[str, float | None]:

@@ -89,8 +89,8 @@ class Part:
     Attributes:
         experiment: of its rows.
         which: what tells it from others of the experiment, by the name in the row's key.
-        run: "weights", "accuracy", "hessian", "stability", "pictures" or "robustness"; by default the name of the
-            experiment.
+        run: "weights", "accuracy", "hessian", "stability", "pictures", "robustness" or "attacked"; by default the name
+            of the experiment.
         attack: settings in place of the preset's, beside those that tell it from others.
         most: images at most; None is as many as there are.
     """
@@ -110,7 +110,7 @@ class Part:
         """Return all settings behind it, those that its explainer was made with included."""
         method = self.which.get("method")
         made = {} if method is None else {"explainer": made_with[method]}
-        attacks = _attributional.described(self.which, self.attack) if self.kind == _attributional.NAME else {}
+        attacks = _attributional.described(self.which, self.attack) if self.kind in _attributional.ATTACKS else {}
         return {**self.which, **made, **attacks}
 
     def has(self, row: Row) -> bool:
@@ -237,7 +237,7 @@ def missing(rows: Sequence[Row], wanted: Iterable[Part], count: int, batch: int)
         # The weights are one row, whatever the images.
         chunks = evaluation.chunks(left, batch) if part.kind != "weights" else [[]] * (not mine)
         # Attacks share nothing.
-        shared = repr(part.which) if part.kind == _attributional.NAME else part.which.get("method")
+        shared = repr(part.which) if part.kind in _attributional.ATTACKS else part.which.get("method")
         for numbers in chunks:
             groups.setdefault((part.experiment, shared, *numbers), ([], numbers))[0].append(part)
     return [Job(together, numbers) for together, numbers in groups.values()]
@@ -308,8 +308,8 @@ def _outcomes(made: Bench, job: Job) -> list[evaluation.Outcome]:
         ]
     if first.kind == "pictures":
         return [_pictures(made, part, x, index) for part in job.parts]
-    if first.kind == _attributional.NAME:
-        return [evaluation.Outcome(_attributional.values(made.attack(first), images, labels, index))]
+    if first.kind in _attributional.ATTACKS:
+        return [_attributional.outcome(first.kind, made.attack(first), images, labels, index)]
     noises = [_noise(made, part) for part in job.parts]
     found = evaluation.stability(made.methods[first.which["method"]], x, noises, index=index, chunk=len(x))
     return [

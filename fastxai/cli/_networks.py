@@ -20,8 +20,8 @@ from torch import nn
 
 from fastxai import evaluation, studies
 from fastxai._files import write_tensors
-from fastxai.cli import _common, _evaluate, _rows, train
-from fastxai.cli._attributional import NAME
+from fastxai.cli import _common, _evaluate, _networks_asked, _rows, train
+from fastxai.cli._attributional import ATTACKS
 from fastxai.cli._common import UsageError
 from fastxai.cli._evaluate import Part
 from fastxai.data import Labelled, labelled
@@ -29,7 +29,7 @@ from fastxai.engine import compile as compile_net
 from fastxai.explainers import Explainer
 from fastxai.results import ResultStore, Row, digest
 from fastxai.studies import Experiment, Network, Study
-from fastxai.training import Dataset, FitConfig
+from fastxai.training import Dataset
 
 __all__ = ["Bench", "Job", "bench", "jobs", "run"]
 
@@ -94,7 +94,7 @@ class Bench:
             made: dict[bool, dict[str, Explainer]] = {False: {}, True: {}}
             image = _evaluate.image_space(len(space.mean))
             for method, attacked in sorted(
-                {(p.which["method"], p.kind == NAME) for p in wanted if "method" in p.which}
+                {(p.which["method"], p.kind in ATTACKS) for p in wanted if "method" in p.which}
             ):
                 where = (image_net, image) if attacked else (net, space)
                 made[attacked][method] = evaluation.explainer(method, *where, self.made_with[method])
@@ -169,11 +169,11 @@ class Job:
 def bench(options: argparse.Namespace, study: Study) -> Bench:
     """Build what the options name; UsageError says which option is wrong."""
     _common.device(options.device)
-    places = _places(options, study)
-    networks, asked = _chosen(options, study, places)
-    _methods(options, study)
+    places = _networks_asked.places(options, study)
+    networks, asked = _networks_asked.chosen(options, study, places)
+    _networks_asked.methods(options, study)
     try:
-        settings = {network.name: _settings(options, study, network, places) for network in networks}
+        settings = {network.name: _networks_asked.settings_of(options, study, network, places) for network in networks}
         sets = dict.fromkeys(network.data for network in networks)
         data = {name: {part: labelled(places[name], part) for part in ("train", "test")} for name in sets}
         made = Bench(study, networks, asked, settings, data, options)
@@ -199,87 +199,25 @@ def _try(made: Bench, network: Network) -> None:
         raise UsageError(f"--data holds images {shape}, which the network does not take: {error}") from error
 
 
-def _places(options: argparse.Namespace, study: Study) -> dict[str, str]:
-    """Return where each of the study's data sets is; a study that names none has one."""
-    names = list(dict.fromkeys(network.data for network in study.networks))
-    if names == [""]:
-        if len(options.data) > 1:
-            raise UsageError(f"--data must be one place for {study.name}, got {' '.join(options.data)}")
-        return {"": options.data[0]}
-    found = {}
-    for given in options.data:
-        name, _, place = given.partition("=")
-        if name not in names or not place:
-            raise UsageError(f"--data must be NAME=KIND:FOLDER, NAME one of {' '.join(names)}, got {given}")
-        found[name] = place
-    return found
-
-
-def _chosen(
-    options: argparse.Namespace, study: Study, places: Mapping[str, str]
-) -> tuple[list[Network], frozenset[str]]:
-    """Return the networks that are needed, and the names of those that were asked for."""
-    known = [network for network in study.networks if network.data in places]
-    for pattern in options.networks or []:
-        if studies.chosen(known, [pattern]):
-            continue
-        elsewhere = studies.chosen(study.networks, [pattern])
-        if elsewhere:
-            raise UsageError(f"--data {elsewhere[0].data}=KIND:FOLDER is needed for {elsewhere[0].name}")
-        first, last = study.networks[0].name, study.networks[-1].name
-        raise UsageError(f"--networks must match names such as {first} and {last}, got {pattern}")
-    found = studies.chosen(known, options.networks or ["*"])
-    asked = frozenset(network.name for network in found)
-    needed = asked | {network.start for network in found}
-    return [network for network in known if network.name in needed], asked
-
-
-def _settings(options: argparse.Namespace, study: Study, network: Network, places: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings of a network's training: the study's, the network's, then the user's; defaults filled in."""
-    # The demo network is a trained CNN of [R], which is what the study itself trains.
-    given: dict[str, Any] = {"data": {"place": places[network.data]}, "fit": {"seed": options.seed}}
-    given |= {} if options.model == "demo" else {"model": {"network": options.model}}
-    given["data"] |= {name: value for name in ("mean", "std") if (value := getattr(options, name)) is not None}
-    found = train.changed(studies.merged(studies.merged(study.train, given), network.settings), options.set or [])
-    found["fit"] |= {} if options.epochs is None else {"epochs": options.epochs}
-    terms = {
-        name: studies.merged(study.terms.get(name, {}), value) if isinstance(value, Mapping) else value
-        for name, value in found.get("terms", {"cross_entropy": 1.0}).items()
-    }
-    return {"model": {}, **found, "terms": terms, "fit": FitConfig.of(found["fit"]).table()}
-
-
-def _methods(options: argparse.Namespace, study: Study) -> None:
-    """UsageError if a map is asked for that the study does not make."""
-    known = [m for m in study.methods if any(m in e.methods for e in study.experiments.values() if _measures_maps(e))]
-    unknown = [name for name in options.methods if name not in (*known, "all")]
-    if unknown:
-        raise UsageError(f"--methods must be all or some of {' '.join(known)}, got {' '.join(unknown)}")
-
-
-def _measures_maps(experiment: Experiment) -> bool:
-    return experiment.run in ("stability", "pictures", NAME)
-
-
 def _parts(made: Bench, network: Network, experiment: Experiment) -> list[Part]:
     """Return what an experiment measures of a network with the methods that were asked for."""
     if experiment.run == TRAIN or not studies.chosen([network], experiment.networks):
         return []
-    if not _measures_maps(experiment):
+    if not _networks_asked.measures_maps(experiment):
         counts = experiment.settings.get("probes")
         varied = [{"probes": count} for count in counts] if isinstance(counts, list) else [experiment.settings]
         return [Part(experiment.name, one, experiment.run, most=experiment.images) for one in varied]
     settings, asked = experiment.settings, made.options.methods
     methods = [method for method in experiment.methods if "all" in asked or method in asked]
-    if experiment.run == NAME:
+    if experiment.run in ATTACKS:
         varied = [
             *({"beta": beta} for beta in settings.get("betas", ())),
             *({"n_steps": count} for count in settings.get("points", ())),
         ]
         return [
-            Part(experiment.name, {"method": method, "preset": network.data, **one}, experiment.run, settings["attack"])
+            Part(experiment.name, which, experiment.run, settings["attack"], experiment.images)
             for method in methods
-            for one in varied or [{}]
+            for which in ({"method": method, "preset": network.data, **one} for one in varied or [{}])
         ]
     more = {name: settings[name] for name in ("samples",) if name in settings}
     noises = [{"noise": noise, "level": level, **more} for noise in settings["noises"] for level in settings["levels"]]

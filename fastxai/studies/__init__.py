@@ -25,7 +25,7 @@ class Experiment:
     Attributes:
         name: within the study.
         run: "module.function" of fastxai.evaluation; in a study of networks what is done with each of them: "train",
-            "accuracy", "weights", "hessian", "stability" or "robustness".
+            "accuracy", "weights", "hessian", "stability", "pictures", "robustness" or "attacked".
         methods: the maps it is done with.
         settings: of every method.
         per_method: what a method has beside or instead, merged into the settings.

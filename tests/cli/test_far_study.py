@@ -18,7 +18,7 @@ import fastxai
 from fastxai import evaluation, report, studies
 from fastxai.cli import _networks, main, study, train
 from fastxai.data import save_npz
-from fastxai.report import Panels, Table, Text
+from fastxai.report import Panels, Picture, Table, Text
 from fastxai.report.sections import _attributional
 from fastxai.report.sections import _networks as networks
 from fastxai.results import ResultStore, Row
@@ -269,6 +269,7 @@ def test_every_section_has_something_to_show(whole: Path, tmp_path: Path) -> Non
         "initialisation_table": [2],
         "surrogate_curves": [1],
         "points_curves": [2],
+        "attacked_maps": [],
     }
     tables = {name: [b for b in section.blocks if isinstance(b, Table)] for name, section in sections.items()}
     assert len(tables["attributional_table"][0].rows) == 14 and len(tables["initialisation_table"][0].rows) == 21
@@ -277,6 +278,27 @@ def test_every_section_has_something_to_show(whole: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(weights, [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5])
     first = {row[0]: row[1:5] for row in tables["attributional_table"][0].rows}
     assert first["MNIST, IG-SN*"][1].endswith("(88.20)") and first["Fashion-MNIST, AdvAAT"][3].endswith("(0.82)")
+
+
+def test_pictures_are_those_of_the_attack(whole: Path) -> None:
+    """Two images, whatever is measured else; the label's map of both, as it is compared."""
+    [row] = rows(whole, experiment="pictures", model="mnist_natural")
+    assert row.key["images"] == [0, 2] and row.config["settings"]["attack"]["restarts"] == 3
+    tensors = ResultStore(whole / "rows").tensors(row)
+    model = grey_net()
+    model.load_state_dict(load_file(whole / "models" / "mnist_natural.safetensors"))
+    part, explainer = data(7, 1), fastxai.Gradient(model)
+    x = part.images[:2].float() / 255
+    found = fastxai.IFIA.preset(explainer, "mnist", seed=42).perturb(x, part.labels[:2])
+    torch.testing.assert_close(tensors["images"], torch.stack([x, found.images], 1))
+    for side, images in enumerate((x, found.images)):
+        h = fastxai.explainers.reduce_map(explainer.attribute(images, part.labels[:2]).detach())
+        torch.testing.assert_close(tensors["maps"][:, side], h)
+    before, after = tensors["maps"].unbind(1)
+    alike = fastxai.metrics.top_k_intersection(before, after, 50)
+    torch.testing.assert_close(torch.tensor(row.values["top_k"]), alike)
+    shown = sections_of(whole / "rows")["attacked_maps"].blocks
+    assert len(shown) == 2 and all(isinstance(block, Picture) for block in shown)
 
 
 def test_no_rows_no_sections(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import fastxai
 from fastxai import evaluation, studies
 from fastxai.models import INITIALISATIONS
 
+RUNS = ("train", "accuracy", "weights", "hessian", "stability", "pictures", "robustness", "attacked")
+
 
 @pytest.mark.parametrize("name", studies.names())
 def test_every_name_in_a_study_is_known(name: str) -> None:
@@ -22,7 +24,7 @@ def test_every_name_in_a_study_is_known(name: str) -> None:
         if study.kind == "pairs":
             assert callable(evaluation.experiment(experiment.run))
         else:
-            assert experiment.run in ("train", "accuracy", "weights", "hessian", "stability", "robustness")
+            assert experiment.run in RUNS
             assert all(studies.chosen(study.networks, [pattern]) for pattern in experiment.networks)
         assert set(experiment.methods) <= study.methods.keys()
         assert experiment.per_method.keys() <= set(experiment.methods)
