@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["one_of", "positive", "require", "same_place", "shape", "tensor"]
+__all__ = ["not_negative", "one_of", "positive", "require", "same_place", "shape", "tensor"]
 
 
 def require(condition: bool, name: str, contract: str, got: Any, kind: type[Exception] = ValueError) -> None:
@@ -25,11 +25,20 @@ def tensor(value: Any, name: str, floating: bool = True) -> Tensor:
     return value
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def positive(value: float, name: str) -> float:
     """Return the value as a float if it is finite and above zero; ValueError otherwise."""
     # A comparison, not math.isfinite: torch.compile traces it with a symbolic value.
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    require(number and 0 < value < math.inf, name, "be finite and positive", value)
+    require(_is_number(value) and 0 < value < math.inf, name, "be finite and positive", value)
+    return float(value)
+
+
+def not_negative(value: float, name: str) -> float:
+    """Return the value as a float if it is finite and zero or above; ValueError otherwise."""
+    require(_is_number(value) and 0 <= value < math.inf, name, "be finite and not negative", value)
     return float(value)
 
 

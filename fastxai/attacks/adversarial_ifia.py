@@ -44,8 +44,7 @@ class AdversarialIFIA(MapAscent):
     def __post_init__(self) -> None:
         """Check every setting."""
         self.check_map_settings()
-        fits = isinstance(self.lambda_, (int, float)) and 0 <= self.lambda_ < float("inf")
-        _check.require(fits, "lambda_", "be finite, zero or positive", self.lambda_)
+        _check.not_negative(self.lambda_, "lambda_")
 
     def perturb(
         self, x: Tensor, y: Label = None, target_map: Tensor | None = None, *, index: Tensor | None = None

@@ -105,7 +105,7 @@ class Manipulation:
             _check.require(isinstance(value, int) and value > 0, name, "be a positive int", value)
         _check.positive(self.lr, "lr")
         for name in ("c", "gamma"):
-            _check.require(getattr(self, name) >= 0, name, "be zero or positive", getattr(self, name))
+            _check.not_negative(getattr(self, name), name)
         _check.one_of(self.output, "output", ("softmax", "logits"))
         _check.one_of(self.optimizer, "optimizer", OPTIMIZERS)
         _check.require(len(self.bounds) == 2, "bounds", "be (lowest, highest)", self.bounds)

@@ -209,7 +209,7 @@ def random(size: Sequence[int], seed: int = 0, smooth: float = 0.0, *, index: Te
     True
     """
     n, height, width = _size(size)
-    _check.require(isinstance(smooth, (int, float)) and 0 <= smooth < math.inf, "smooth", "be zero or positive", smooth)
+    _check.not_negative(smooth, "smooth")
     index = torch.arange(n) if index is None else _check.shape(index, "index", (n,))
     stream = (seed,), index, range(1), height * width
     if smooth == 0:

@@ -64,8 +64,7 @@ def noisy(
     """
     _check.require(_check.tensor(x, "x").dim() >= 2, "x", "have shape [N, C, ...]", list(x.shape))
     _check.one_of(kind, "kind", KINDS)
-    fits = isinstance(level, (int, float)) and 0 <= level < math.inf
-    _check.require(fits, "level", "be finite and not negative", level)
+    _check.not_negative(level, "level")
     _check.require(isinstance(seed, int), "seed", "be an int", seed, TypeError)
     lowest, highest = _bound(low, "low", x), _bound(high, "high", x)
     _check.require(bool((lowest < highest).all()), "low, high", "be below one another", (low, high))

@@ -60,8 +60,7 @@ class SmoothGrad(Explainer):
         super().__init__(explainer.net)
         _check.require(isinstance(n_samples, int) and n_samples > 0, "n_samples", "be a positive int", n_samples)
         for value, name in ((noise, "noise"), (0.0 if stdev is None else stdev, "stdev")):
-            fits = isinstance(value, (int, float)) and 0 <= value < float("inf")
-            _check.require(fits, name, "be finite and not negative", value)
+            _check.not_negative(value, name)
         _check.require(isinstance(seed, int), "seed", "be an int", seed)
         self.explainer, self.n_samples, self.noise, self.seed, self.stdev = explainer, n_samples, noise, seed, stdev
         self._drawn: tuple[Any, Tensor] | None = None

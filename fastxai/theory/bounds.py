@@ -68,7 +68,7 @@ def hessian_bound(norms: Norms, slope: float, curvature: float, *, linear_head: 
     (12.0, 1.0)
     """
     for value, name in ((slope, "slope"), (curvature, "curvature")):
-        _check.require(0 <= value < math.inf, name, "be finite and not negative", value)
+        _check.not_negative(value, name)
     terms = _terms(norms)[: -1 if linear_head else None]
     powers = torch.arange(len(terms), dtype=torch.float64) + (len(terms) - 1)
     return curvature * (terms * slope**powers).sum().item()

@@ -66,8 +66,7 @@ class FitConfig:
         for name in ("epochs", "batch", "accumulate", "checkpoint_every"):
             _check.require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
         for name in ("lr", "momentum", "weight_decay", "clip"):
-            value = getattr(self, name)
-            _check.require(0 <= value < math.inf, name, "be finite and not negative", value)
+            _check.not_negative(getattr(self, name), name)
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             _check.one_of(getattr(self, name), name, known)
 

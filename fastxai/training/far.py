@@ -84,8 +84,7 @@ class FAR(Term):
         _check.require(fits, "attack", "be an IFIA or an AdversarialIFIA", kind, TypeError)
         if lambda_ is None:
             lambda_ = attack.lambda_ if isinstance(attack, AdversarialIFIA) else 1.0
-        number = isinstance(lambda_, (int, float)) and not isinstance(lambda_, bool) and 0 <= lambda_ < float("inf")
-        _check.require(number, "lambda_", "be finite, zero or positive", lambda_)
+        _check.not_negative(lambda_, "lambda_")
         _check.one_of(outer, "outer", OUTER)
         callable_ = target_map is None or callable(target_map)
         _check.require(callable_, "target_map", "be a function of the batch", target_map, TypeError)

@@ -222,7 +222,7 @@ def test_argument_errors():
     for change, positional, named, kind, message in cases:
         with pytest.raises(kind, match=message):
             attack(**change).perturb(*positional, **named)
-    with pytest.raises(ValueError, match="lambda_ must be finite, zero or positive"):
+    with pytest.raises(ValueError, match="lambda_ must be finite and not negative"):
         adversarial(lambda_=-1.0)
     with pytest.raises(ValueError, match="data must be one of 'mnist'"):
         IFIA.preset(Gradient(cnn()), "svhn")

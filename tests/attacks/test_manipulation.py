@@ -301,7 +301,7 @@ def test_a_piecewise_linear_network_without_beta_warns():
         ({"lr": -1.0}, "lr must be finite and positive, got -1.0"),
         ({"beta": (10.0, 0.0)}, "beta must be finite and positive, got 0.0"),
         ({"beta": (1.0, 2.0, 3.0)}, "beta must be"),
-        ({"c": -1.0}, "c must be zero or positive"),
+        ({"c": -1.0}, "c must be finite and not negative"),
         ({"output": "probability"}, "output must be one of 'softmax', 'logits'"),
         ({"optimizer": "lbfgs"}, "optimizer must be one of 'adam', 'descent'"),
         ({"bounds": (0.0,)}, "bounds must be"),

@@ -120,7 +120,7 @@ def test_they_are_ready_for_perturb(h):
         (lambda: target_maps.text((2, 9, 9), ["a"]), ValueError, "words must be one or 2, got 1"),
         (lambda: target_maps.text((2, 9, 9), " "), ValueError, "words must show something"),
         (lambda: target_maps.disc((1, 9, 9), radius=0.0), ValueError, "drawn must have something above 0"),
-        (lambda: target_maps.random((1, 9, 9), smooth=-1), ValueError, "smooth must be zero or positive"),
+        (lambda: target_maps.random((1, 9, 9), smooth=-1), ValueError, "smooth must be finite and not negative"),
         (lambda: target_maps.random((2, 9, 9), index=torch.arange(3)), ValueError, r"index must have shape \[2\]"),
         (lambda: target_maps.of(torch.zeros(1, 3, 8, 8), cnn()), TypeError, "explainer must be a fastxai explainer"),  # type: ignore[arg-type]
     ],

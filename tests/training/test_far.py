@@ -349,7 +349,7 @@ def test_errors() -> None:
     bare = IFIA(PerBatch(lambda batch: gradient), eps=EPS)
     for kind, message, make in (
         (TypeError, "attack must be an IFIA or an AdversarialIFIA, got PGD", lambda: FAR(PGD(net, eps=1))),  # type: ignore[arg-type]
-        (ValueError, "lambda_ must be finite, zero or positive, got -1", lambda: FAR(attack, -1)),
+        (ValueError, "lambda_ must be finite and not negative, got -1", lambda: FAR(attack, -1)),
         (ValueError, "outer must be one of 'curvature', 'none', got 'exact'", lambda: FAR(attack, outer="exact")),
         (TypeError, "target_map must be a function of the batch", lambda: FAR(attack, target_map=x)),  # type: ignore[arg-type]
         (ValueError, "attack must explain the objective's net", lambda: Objective(net, [FAR(other)])(x, y)),
