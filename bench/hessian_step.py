@@ -125,13 +125,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="one small case, to see that it runs")
     args = parser.parse_args()
     print(machine(), f"beta {BETA:g}")
-    rows, peaks = [], []
     for one in ["cnn:2"] if args.small else args.cases:
         name, batch = one.split(":")
-        more, memory = case(name, int(batch), 2 if args.small else args.repeats)
-        rows, peaks = rows + more, peaks + memory
-    print(table(["case", "how", "ms", "x fastxai", "x floor", "error"], rows))
-    print(table(["case", "how", "peak MiB"], peaks))
+        rows, peaks = case(name, int(batch), 2 if args.small else args.repeats)
+        print(table(["case", "how", "ms", "x fastxai", "x floor", "error"], rows))
+        print(table(["case", "how", "peak MiB"], peaks), flush=True)
 
 
 if __name__ == "__main__":

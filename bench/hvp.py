@@ -154,17 +154,15 @@ def main() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
     cases = ["cnn:2"] if args.small else args.cases
     print(machine())
-    rows, peaks = [], []
     for entry in cases:
         name, batch = entry.split(":")
         many = args.directions if args.small or entry == "cnn:64" else 0
         repeats = 2 if args.small else args.repeats * (5 if batch == "1" else 1)
         compiled = not (args.small or args.no_compile)
-        rows += case(name, int(batch), compiled=compiled, repeats=repeats, directions=many)
-        peaks += [] if args.small else memory(name, int(batch))
-    print(table(["case", "what", "how", "ms", "x fastxai", "x floor", "error"], rows))
-    if peaks:
-        print(table(["case", "what", "how", "peak MiB"], peaks))
+        rows = case(name, int(batch), compiled=compiled, repeats=repeats, directions=many)
+        print(table(["case", "what", "how", "ms", "x fastxai", "x floor", "error"], rows), flush=True)
+        if not args.small:
+            print(table(["case", "what", "how", "peak MiB"], memory(name, int(batch))), flush=True)
 
 
 if __name__ == "__main__":

@@ -139,15 +139,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     print(machine())
-    rows, peaks = [], []
     for entry in ["cnn:2"] if args.small else args.cases:
         name, batch = entry.split(":")
         for composite in args.composites:
-            rows += case(name, int(batch), composite, 2 if args.small else args.repeats)
-            peaks += [] if args.small else memory(name, int(batch), composite)
-    print(table(["case", "composite", "what", "how", "ms", "x fastxai", "error"], rows))
-    if peaks:
-        print(table(["case", "composite", "how", "peak MiB"], peaks))
+            rows = case(name, int(batch), composite, 2 if args.small else args.repeats)
+            print(table(["case", "composite", "what", "how", "ms", "x fastxai", "error"], rows), flush=True)
+            if not args.small:
+                peaks = memory(name, int(batch), composite)
+                print(table(["case", "composite", "how", "peak MiB"], peaks), flush=True)
 
 
 if __name__ == "__main__":

@@ -183,17 +183,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     print(machine())
-    times, peaks = [], []
     for entry in ["cnn:2:3"] if args.small else args.cases:
         name, batch, samples = entry.split(":")
         repeats, size = 2 if args.small else args.repeats, (int(batch), int(samples))
         label = [f"{name} x{batch}", samples]
-        times += rows([*label, "map"], Case(name, *size, smooth=False).maps(), repeats)
+        times = rows([*label, "map"], Case(name, *size, smooth=False).maps(), repeats)
         times += rows([*label, "d|map|^2"], Case(name, *size, smooth=True).slopes(), repeats)
-        peaks += [] if args.small else memory(name, *size)
-    print(table(["case", "samples", "what", "how", "ms", "x fastxai", "error"], times))
-    if peaks:
-        print(table(["case", "samples", "what", "how", "peak MiB"], peaks))
+        print(table(["case", "samples", "what", "how", "ms", "x fastxai", "error"], times), flush=True)
+        if not args.small:
+            print(table(["case", "samples", "what", "how", "peak MiB"], memory(name, *size)), flush=True)
 
 
 if __name__ == "__main__":
