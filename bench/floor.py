@@ -96,6 +96,7 @@ def floor(net: fastxai.Net, x: Tensor, directions: int = 1) -> list[Layer]:
             flops = 2.0 * rows * weight.numel() * node.shape[1] * node.shape[2]
         elif isinstance(node, Dense):
             weight = prepared[node.index][0]
+            shape = shape if node.image is None else weight.shape[1:]
             up = {"gemm": lambda t, w=weight: F.linear(t, w)}
             down = {"gemm": lambda t, w=weight: t @ w}
             flops = 2.0 * rows * weight.numel()
@@ -134,6 +135,7 @@ def weight_floor(net: fastxai.Net, x: Tensor, rows: int) -> list[Layer]:
 
             flops = 2.0 * rows * weight.numel() * node.shape[1] * node.shape[2]
         else:
+            shape = shape if node.image is None else weight.shape[1:]
 
             def backward(nu: Tensor, shape=shape) -> object:
                 return nu.T @ _values(nu.shape[0], shape, torch.contiguous_format, x)

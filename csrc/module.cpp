@@ -12,11 +12,13 @@
 #include "cpu/attack_step.h"
 #include "cpu/interpolate.h"
 #include "cpu/kendall.h"
+#include "cpu/linear.h"
 #include "cpu/max_pool.h"
 #include "cpu/mixed.h"
 #include "cpu/parallel.h"
 #include "cpu/proportional.h"
 #include "cpu/thin_conv.h"
+#include "cpu/vectors.h"
 #include "cpu/winograd.h"
 #include "math.h"
 #ifdef FASTXAI_CUDA
@@ -225,6 +227,25 @@ void cpu_thin_conv_transpose(const std::array<int64_t, 11>& g, Address nu, Addre
   cpu::thin_conv_transpose(conv, at<float>(nu), at<float>(weight), at<float>(mu), threads);
 }
 
+// The sizes of fastxai/kernels/linear.py, in the order of the struct.
+void cpu_linear_apply(const std::array<int64_t, 3>& s, Address x, Address weight, Address bias, Address y,
+                      int registers, int threads) {
+  const cpu::Linear layer{s[0], s[1], s[2]};
+  cpu::linear_apply(layer, at<float>(x), at<float>(weight), at<float>(bias), at<float>(y), registers, threads);
+}
+
+void cpu_linear_transpose(const std::array<int64_t, 3>& s, Address nu, Address weight, Address mu, int registers,
+                          int threads) {
+  const cpu::Linear layer{s[0], s[1], s[2]};
+  cpu::linear_transpose(layer, at<float>(nu), at<float>(weight), at<float>(mu), registers, threads);
+}
+
+void cpu_linear_weight_grad(const std::array<int64_t, 3>& s, Address nu, Address x, Address grad, int registers,
+                            int threads) {
+  const cpu::Linear layer{s[0], s[1], s[2]};
+  cpu::linear_weight_grad(layer, at<float>(nu), at<float>(x), at<float>(grad), registers, threads);
+}
+
 // The geometry of fastxai/kernels/winograd.py, in the order of the struct.
 void cpu_winograd_conv(const std::array<int64_t, 9>& g, Address x, Address u, Address bias, Address y, int registers,
                        int threads) {
@@ -324,10 +345,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_mixed_pull", &cpu_mixed_pull, Free());
   m.def("cpu_proportional_share", &cpu_proportional_share, Free());
   m.def("cpu_proportional_adjoint", &cpu_proportional_adjoint, Free());
+  m.def("cpu_linear_apply", &cpu_linear_apply, Free());
+  m.def("cpu_linear_transpose", &cpu_linear_transpose, Free());
+  m.def("cpu_linear_weight_grad", &cpu_linear_weight_grad, Free());
+  m.def("cpu_vector_registers", &cpu::vector_registers);
   m.def("cpu_thin_conv_transpose", &cpu_thin_conv_transpose, Free());
   m.def("cpu_winograd_conv", &cpu_winograd_conv, Free());
   m.def("cpu_winograd_weight_grad", &cpu_winograd_weight_grad, Free());
-  m.def("cpu_winograd_registers", &cpu::winograd_registers);
 #ifdef FASTXAI_CUDA
   m.attr("has_cuda") = true;
   m.def("cuda_activation_push", &cuda_activation_push, Free());

@@ -2,33 +2,17 @@
 // bound by multiply-adds and not by loads.
 #include "thin_conv.h"
 
-#include <cstring>
 #include <stdexcept>
 
-#include "../math.h"
-#include "parallel.h"
+#include "vectors.h"
 
 namespace fastxai::cpu {
 namespace {
 
-constexpr int64_t lanes = 16, pixels = 4;
+constexpr int64_t step = lanes<Floats<64>::Vector>, pixels = 4;
 // Multiply-adds that take one core some 10 us; waking the team costs 2 us.
 constexpr int64_t serial = 1 << 20;
-typedef float Vector __attribute__((vector_size(lanes * sizeof(float))));
-typedef float Half __attribute__((vector_size(lanes / 2 * sizeof(float))));
-typedef float Quarter __attribute__((vector_size(lanes / 4 * sizeof(float))));
-
-FASTXAI_INLINE void load(const float* p, Vector& v) { std::memcpy(&v, p, sizeof v); }
-
-FASTXAI_INLINE float sum(const Vector& v) {
-  Half h[2];
-  std::memcpy(h, &v, sizeof v);
-  h[0] += h[1];
-  Quarter q[2];
-  std::memcpy(q, h, sizeof q);
-  q[0] += q[1];
-  return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
-}
+using Vector = Floats<64>::Vector;
 
 // `count` pixels of one row of the result from column x on; every tap j with `first` <= j < `last` meets nu for all.
 template <int64_t thin, int64_t count>
@@ -41,7 +25,7 @@ FASTXAI_INLINE void span(const ThinConv& c, const float* nu, const float* weight
     for (int64_t j = first; j < last; ++j) {
       const float* source = nu + (source_y * c.out_width + x + c.padding_w - j) * c.wide;
       const float* w = weight + (i * c.kernel_w + j) * thin * c.wide;
-      for (int64_t o = 0; o < c.wide; o += lanes) {
+      for (int64_t o = 0; o < c.wide; o += step) {
         Vector s[count];
         FASTXAI_UNROLL for (int64_t p = 0; p < count; ++p) load(source + p * c.wide + o, s[p]);
         FASTXAI_UNROLL for (int64_t t = 0; t < thin; ++t) {
@@ -97,7 +81,7 @@ FASTXAI_CLONES void rows(const Call& call, int64_t begin, int64_t end) {
 }  // namespace
 
 void thin_conv_transpose(const ThinConv& conv, const float* nu, const float* weight, float* mu, int threads) {
-  if (conv.thin < 1 || conv.thin > 4 || conv.wide % lanes) {
+  if (conv.thin < 1 || conv.thin > 4 || conv.wide % step) {
     throw std::invalid_argument("thin_conv needs 1 to 4 thin channels and a multiple of 16 wide ones");
   }
   const Call call{conv, nu, weight, mu};

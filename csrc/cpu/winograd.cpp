@@ -7,8 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../math.h"
-#include "parallel.h"
+#include "vectors.h"
 
 namespace fastxai::cpu {
 namespace {
@@ -24,27 +23,13 @@ constexpr int64_t grain = 12;
 // Multiply-adds that take one core some 10 us; waking the team costs 2 us.
 constexpr int64_t serial = 1 << 20;
 
-// Vectors as wide as a register: GCC keeps wider ones in memory. Sums fill 24 of 32 registers, or 12 of 16; of a weight
-// gradient, whose rows are channels, 16 and 8.
-struct Wide {
-  typedef float Vector __attribute__((vector_size(64)));
+// Sums fill 24 of 32 registers, or 12 of 16; of a weight gradient, whose rows are channels, 16 and 8.
+struct Wide : Floats<64> {
   static constexpr int rows = 12, grad_rows = 8;
 };
-struct Narrow {
-  typedef float Vector __attribute__((vector_size(32)));
+struct Narrow : Floats<32> {
   static constexpr int rows = 6, grad_rows = 4;
 };
-template <class Vector>
-constexpr int64_t lanes = sizeof(Vector) / sizeof(float);
-
-template <class Vector>
-FASTXAI_INLINE void load(const float* p, Vector& v) {
-  std::memcpy(&v, p, sizeof v);
-}
-template <class Vector>
-FASTXAI_INLINE void store(float* p, const Vector& v) {
-  std::memcpy(p, &v, sizeof v);
-}
 
 // The tile of a number: its image, and its first output pixel.
 struct Tile {
@@ -296,10 +281,10 @@ FASTXAI_INLINE void run(const Grad& call, int64_t begin, int64_t end) {
   }
 }
 
-FASTXAI_CLONES void wide(const Call& call, int64_t begin, int64_t end) { run<Wide>(call, begin, end); }
-FASTXAI_CLONES void narrow(const Call& call, int64_t begin, int64_t end) { run<Narrow>(call, begin, end); }
-FASTXAI_CLONES void wide(const Grad& call, int64_t begin, int64_t end) { run<Wide>(call, begin, end); }
-FASTXAI_CLONES void narrow(const Grad& call, int64_t begin, int64_t end) { run<Narrow>(call, begin, end); }
+FASTXAI_FOR("x86-64-v4") void wide(const Call& call, int64_t begin, int64_t end) { run<Wide>(call, begin, end); }
+FASTXAI_FOR("x86-64-v3") void narrow(const Call& call, int64_t begin, int64_t end) { run<Narrow>(call, begin, end); }
+FASTXAI_FOR("x86-64-v4") void wide(const Grad& call, int64_t begin, int64_t end) { run<Wide>(call, begin, end); }
+FASTXAI_FOR("x86-64-v3") void narrow(const Grad& call, int64_t begin, int64_t end) { run<Narrow>(call, begin, end); }
 
 int64_t tiles(const Winograd& c) {
   if (c.channels % step || c.outputs % step) {
@@ -309,14 +294,6 @@ int64_t tiles(const Winograd& c) {
 }
 
 }  // namespace
-
-int winograd_registers() {
-#ifdef FASTXAI_HAS_CLONES
-  if (__builtin_cpu_supports("x86-64-v4")) return 32;
-  if (__builtin_cpu_supports("x86-64-v3")) return 16;
-#endif
-  return 0;
-}
 
 void winograd_conv(const Winograd& conv, const float* x, const float* u, const float* bias, float* y, int registers,
                    int threads) {

@@ -12,11 +12,8 @@ struct Winograd {
   int64_t channels, outputs;
 };
 
-// How many vector registers the loops may count on: 32 or 16, or 0 where they have not been seen to win.
-int winograd_registers();
-
 // x: [rows, height, width, channels]; u: the packed kernel; bias: [outputs] or null; y: [rows, out_height, out_width,
-// outputs]. `registers` is at most winograd_registers().
+// outputs]. `registers` is at most vector_registers().
 void winograd_conv(const Winograd& conv, const float* x, const float* u, const float* bias, float* y, int registers,
                    int threads);
 

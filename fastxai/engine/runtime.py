@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from fastxai.engine.graph import Graph
 from fastxai.engine.jets import Sweep
 from fastxai.engine.weights import Weights, unscaled, version
+from fastxai.kernels._native import channels_last
 from fastxai.kernels.activation import Activation
 
 __all__ = ["Extend", "Runtime"]
@@ -29,7 +30,7 @@ Activations = tuple[Activation, ...]
 
 def dense(x: Tensor) -> Tensor:
     """Return x in the layout that the sweeps use: channels-last for images, contiguous otherwise."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+    return channels_last(x) if x.dim() == 4 else x.contiguous()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastxai import _backend
 
-__all__ = ["DTYPES", "alike", "dense", "function", "is_channels_last", "launch"]
+__all__ = ["DTYPES", "alike", "channels_last", "dense", "function", "is_channels_last", "launch", "vector_registers"]
 
 # The numbers by which csrc/module.cpp chooses a type.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -30,6 +30,12 @@ def function(name: str) -> Callable[..., None]:
     return found
 
 
+@cache
+def vector_registers() -> int:
+    """Return how many vector registers the products of the cpu backend may use here; 0 where they have no kernel."""
+    return 0 if _backend.available()["cpu"] else function("cpu_vector_registers")()  # type: ignore[return-value]
+
+
 def launch(backend: str, name: str, x: Tensor, *args: Any) -> None:
     """Call a compiled kernel with torch's thread count ("cpu") or the current stream of x's device ("cuda")."""
     if backend == "cpu":
@@ -44,6 +50,16 @@ def is_channels_last(x: Tensor) -> bool:
     if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return not x.is_contiguous() or (x.stride(1) == 1 and x.stride(3) == x.shape[1] > 1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return [N, C, H, W] in channels-last, with the strides that say so where both orders agree.
+
+    torch takes a single channel for channels-first by its usual strides, and so what a convolution makes of it.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    _, c, h, w = x.shape
+    return x.as_strided(x.shape, (c * h * w, 1, c * w, c))
 
 
 def dense(x: Tensor) -> Tensor:

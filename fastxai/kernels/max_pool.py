@@ -105,11 +105,6 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if _native.is_channels_last(x) else torch.contiguous_format
 
 
-def _last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    _, c, h, w = shape
-    return c * h * w, 1, c * w, c
-
-
 @lru_cache(maxsize=1024)
 def _geometry(w: Window, size: tuple[int, int]) -> tuple[int, ...]:
     """Return (H, W, Ho, Wo, kernel, stride, padding, dilation), having checked that no window misses the input."""
@@ -214,7 +209,7 @@ def pull(nu: Tensor, window: Window, index: Tensor, size: tuple[int, int]) -> Te
     _check.require(nu.shape[0] % rows == 0 if rows else not nu.shape[0], "nu", "have rows in multiples of N", nu.shape)
     _check.shape(nu, "nu", (nu.shape[0], nu.shape[1], *_geometry(window, size)[2:4]))
     if _native.is_channels_last(index) and nu.is_contiguous(memory_format=torch.channels_last):
-        nu = nu.as_strided(nu.shape, _last_strides(nu.shape))  # [N, C, 1, 1] may have come in either guise
+        nu = _native.channels_last(nu)  # [N, C, 1, 1] may have come in either guise
     index = _check_index(index, (rows, *nu.shape[1:]), _format(nu))
     match _backend.pick(nu):
         case "reference":

@@ -22,7 +22,6 @@ to 2.1 times; with AVX2 alone 1.1 to 1.7 and 1.1 to 2.4 times. There is a cpu ke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -39,19 +38,13 @@ _PIECE, _SUMS = 1 << 22, 256 << 20
 _G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 
 
-@cache
-def registers() -> int:
-    """Return how many vector registers the kernel may use here; 0 where there is no kernel."""
-    return 0 if _backend.available()["cpu"] else _native.function("cpu_winograd_registers")()  # type: ignore[return-value]
-
-
 def fits(weight: Tensor, out: Sequence[int]) -> bool:
     """True if a kernel [O, C, KH, KW] is one of these, and tiles make images ``out`` (height, width) faster with it."""
     o, c, *kernel = weight.shape
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or kernel != [3, 3] or o % 16 or c % 16:
         return False
     # 16 multiply-adds a tile against 9 a pixel; at least a fifth has to remain as gain, tiles being cut at the edges.
-    return registers() > 0 and 20 * -(-out[0] // 2) * -(-out[1] // 2) <= 9 * out[0] * out[1]
+    return _native.vector_registers() > 0 and 20 * -(-out[0] // 2) * -(-out[1] // 2) <= 9 * out[0] * out[1]
 
 
 def serves(x: Tensor) -> bool:
@@ -89,7 +82,7 @@ def conv(x: Tensor, packed: Tensor, bias: Tensor | None, padding: tuple[int, int
         bias: [O], or None.
         padding: zeros around x, 0 to 2 of them.
     """
-    return _run(x, packed, bias, padding, registers())
+    return _run(x, packed, bias, padding, _native.vector_registers())
 
 
 def _run(x: Tensor, packed: Tensor, bias: Tensor | None, padding: tuple[int, int], registers: int) -> Tensor:
@@ -108,7 +101,7 @@ def _run(x: Tensor, packed: Tensor, bias: Tensor | None, padding: tuple[int, int
 
 def weight_grad(x: Tensor, nu: Tensor, padding: tuple[int, int]) -> Tensor:
     """Return dW [O, C, 3, 3] of a cotangent nu [R, O, Ho, Wo] of y; x and padding as in ``conv``."""
-    return _sum(x, nu, padding, registers())
+    return _sum(x, nu, padding, _native.vector_registers())
 
 
 def _sum(x: Tensor, nu: Tensor, padding: tuple[int, int], registers: int) -> Tensor:

@@ -99,7 +99,8 @@ def test_changed_weights_are_seen(change: str) -> None:
         got = [net.gradient(x, 1) for _ in range(4)]
         want = plain.gradient(x, 1)
         assert all(torch.equal(g, want) for g in got)
-    moved = change in ("load_state_dict-assign", "replaced", "moved")
+    # Derived weights, such as the replaced one, whose columns are put in order, are rebuilt where they lie.
+    moved = change in ("load_state_dict-assign", "moved")
     assert recorder.log.count("record") == 1 + moved
     assert torch.equal(before, want) == (change == "moved")
 

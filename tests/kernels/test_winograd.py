@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastxai
-from fastxai.kernels import winograd
+from fastxai.kernels import _native, winograd
 
-WIDTHS = [r for r in (32, 16) if r <= winograd.registers()]
+WIDTHS = [r for r in (32, 16) if r <= _native.vector_registers()]
 pytestmark = pytest.mark.skipif(not WIDTHS, reason="no Winograd kernel for this processor")
 
 
