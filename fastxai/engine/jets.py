@@ -137,7 +137,12 @@ class Linear(Node):
     """A node that acts on each component alone; a subclass gives ``apply``, ``transpose``, perhaps ``weight_grad``.
 
     ``w`` is a weight as ``pack`` left it: the node's own, or another of the same shape; None for nodes without one.
+
+    Attributes:
+        heavy: the weight has about as many elements as the rows that meet it; its gradient is better written once.
     """
+
+    heavy = False
 
     def pack(self, weight: Tensor) -> Any:
         """Return a weight in the layout that ``apply`` and ``transpose`` want."""
@@ -195,9 +200,11 @@ class Linear(Node):
                 s.memory[self.index][1] = nu
             return
         x, started, added = s.memory[self.index]
-        for mu, values in ((started, added), (nu, x)):
-            if mu is not None:
-                s.collect(self.slot, self.weight_grad(self.weight(s), mu, values))
+        pairs = [(mu, values) for mu, values in ((started, added), (nu, x)) if mu is not None]
+        if self.heavy and len(pairs) > 1:
+            pairs = [(torch.cat([mu for mu, _ in pairs]), torch.cat([values for _, values in pairs]))]
+        for mu, values in pairs:
+            s.collect(self.slot, self.weight_grad(self.weight(s), mu, values))
 
 
 class Layer(Linear):

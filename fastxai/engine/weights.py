@@ -210,6 +210,11 @@ class Weights:
         return [(tensor, version(tensor)) for tensor in read]
 
     @property
+    def size(self) -> int:
+        """Elements of all parameters and buffers."""
+        return sum(leaf.get().numel() for leaf in self._leaves)
+
+    @property
     def require_grad(self) -> bool:
         """True if some parameter wants a gradient."""
         return any(leaf.get().requires_grad for leaf in self._leaves)

@@ -27,6 +27,8 @@ class Dense(Layer):
     Of an image [C, H, W], which is flattened, x is read as it lies in channels-last: ``pack`` orders W's columns so.
     """
 
+    heavy = True
+
     def __init__(self, x: Node, weight: Expr, *, image: bool = False) -> None:
         super().__init__([x], (*(() if image else x.shape[:-1]), shape_of(weight)[0]), [weight])
         self.image = x.shape if image else None
