@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from cli.test_evaluate import MODEL, QUICK, call, data, here, printed, rows, texts
+from cli.runs import data, grey_net, interrupted, rows
+from cli.test_evaluate import MODEL, QUICK, call, printed, texts
 from evaluation.small import SPACE, small_net
-from torch import nn
 
 import fastxai
 from fastxai import evaluation, studies
@@ -18,17 +17,9 @@ from fastxai.cli import _evaluate
 from fastxai.cli._attributional import PRESETS
 from fastxai.data import Labelled, save_npz
 
-__all__ = ["here"]
 RUN = QUICK.replace("evaluated:", "painted:")
 ROBUST = f"{RUN} --robustness mnist --methods gradient"
 GREY = "--model paint_grey:grey_net --size 8 --data npz:grey.npz --robustness fashion_mnist"
-
-
-def grey_net() -> nn.Module:
-    torch.manual_seed(2)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 3)
-    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with models and data, of three channels and of one."""
     folder = tmp_path_factory.mktemp("attributional")
     (folder / "painted.py").write_text("from evaluation.small import small_net as build\n")
-    (folder / "paint_grey.py").write_text("from cli.test_attributional import grey_net\n")
+    (folder / "paint_grey.py").write_text("from cli.runs import grey_net\n")
     save_npz(folder / "data.npz", data(), data())
     images = data(6, 1).images
     labels = fastxai.compile(grey_net())(images.float() / 255).argmax(1)
@@ -110,21 +101,9 @@ def test_no_image_is_right(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert row[3:5] == ["-", "-"]
 
 
-def test_rows_go_on_and_live_beside_others(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_go_on_and_live_beside_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(f"{RUN} --methods gradient --levels 0.1 --out rows") == 0
-    original, made = _evaluate.run, 0
-
-    def run(*arguments: Any) -> int:
-        nonlocal made
-        if made == 1:
-            raise KeyboardInterrupt
-        made += 1
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_evaluate, "run", run)
+    with interrupted(_evaluate, 1):
         assert call(f"{ROBUST} --out rows") == 130
     assert "1 of 2 missing rows are now in rows/rows" in capsys.readouterr().err
     stopped = texts("rows")

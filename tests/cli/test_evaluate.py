@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation.small import SPACE, coloured, small_net
+from cli.runs import data, interrupted, rows
+from evaluation.small import SPACE, small_net
 from torch import Tensor, nn
 
 import fastxai
@@ -17,7 +18,7 @@ from fastxai import evaluation, studies
 from fastxai.cli import _evaluate, main
 from fastxai.data import Labelled, noisy, save_npz
 from fastxai.explainers import PatternAttribution, Patterns, PatternTrainer
-from fastxai.results import ResultStore, Row
+from fastxai.results import ResultStore
 
 MODEL = "--size 8 --mean .4 .5 .6 --std .2 .25 .3"
 QUICK = f"--model evaluated:build {MODEL} --data npz:data.npz --images 5 --batch 3"
@@ -28,13 +29,6 @@ def softened() -> nn.Module:
     """The small net with softplus, and weights that noise reaches."""
     layers = [nn.Softplus(4.0) if isinstance(layer, nn.ReLU) else layer for layer in small_net()]  # type: ignore[attr-defined]
     return nn.Sequential(*layers).eval()
-
-
-def data(count: int = 9, channels: int = 3) -> Labelled:
-    images = (coloured(count)[:, :channels] * 255).byte()
-    labels = torch.arange(count) % 3
-    labels[1] = 2
-    return Labelled(images, labels, ("red", "green", "blue"))
 
 
 def inputs(count: int) -> Tensor:
@@ -56,12 +50,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def call(words: str) -> int:
     return main(["evaluate", *words.split()])
 
@@ -70,10 +58,6 @@ def printed(words: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
     assert call(f"{words} --json") == 0
     return json.loads(capsys.readouterr().out)
-
-
-def rows(folder: str, **wanted: Any) -> list[Row]:
-    return ResultStore(Path(folder) / "rows").rows(**wanted)
 
 
 def texts(folder: str) -> dict[str, str]:
@@ -162,21 +146,9 @@ def test_rows_say_where_they_come_from(here: Path) -> None:
     assert {len(one.values[name]) for name in ("pcc", "ssim", "mse", "changed", "correct")} == {2}
 
 
-def test_an_interrupted_run_goes_on_to_the_same_values(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_values(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(f"{QUICK} {TWO} --out whole") == 0
-    original, made = _evaluate.run, 0
-
-    def run(*arguments: Any) -> int:
-        nonlocal made
-        if made == 6:
-            raise KeyboardInterrupt
-        made += 1
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_evaluate, "run", run)
+    with interrupted(_evaluate, 6):
         assert call(f"{QUICK} {TWO} --out again") == 130
     assert "7 of 13 missing rows are now in again/rows; the same command goes on" in capsys.readouterr().err
     first = {file: file.stat().st_mtime_ns for file in Path("again/rows").iterdir()}
@@ -307,21 +279,8 @@ def test_words_that_argparse_refuses(here: Path, capsys: pytest.CaptureFixture[s
         assert said in capsys.readouterr().err
 
 
-def test_a_method_that_does_not_fit_is_named(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    build = evaluation.METHODS["lrp"]
-
-    def broken(*arguments: Any) -> Any:
-        explainer = build(*arguments)
-
-        def attribute(x: Any, target: Any = None) -> Any:
-            raise RuntimeError("no rule for this operation\nand more")
-
-        explainer.attribute = attribute  # type: ignore[method-assign]
-        return explainer
-
-    monkeypatch.setitem(evaluation.METHODS, "lrp", broken)
+@pytest.mark.usefixtures("unfit_lrp")
+def test_a_method_that_does_not_fit_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(f"{QUICK} --methods lrp --out unfit") == 2
     assert "--methods lrp does not fit the model: no rule for this operation\n" in capsys.readouterr().err
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cli.test_attributional import grey_net
-from cli.test_evaluate import data
+from cli.runs import data, drawn, findings, grey_net, interrupted, made_whole, rows
 from safetensors.torch import load_file
 
 import fastxai
 from fastxai import evaluation, report, studies
-from fastxai.cli import _networks, main, study, train
+from fastxai.cli import _networks, main, train
 from fastxai.data import save_npz
-from fastxai.report import Panels, Picture, Table, Text
+from fastxai.report import Picture, Table, Text
 from fastxai.report.sections import _attributional
 from fastxai.report.sections import _networks as networks
-from fastxai.results import ResultStore, Row
+from fastxai.results import ResultStore
 
-__all__ = ["grey_net"]
 SETS = "mnist=npz:mnist.npz fashion_mnist=npz:fashion.npz"
 QUICK = (
     f"study far --data {SETS} --model greys:grey_net --epochs 1 --set data.epoch=8 --set fit.batch=4 --samples 5 "
@@ -37,35 +36,16 @@ ONE = f"{QUICK} --networks mnist_aat --only robustness"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("far")
-    (folder / "greys.py").write_text("from cli.test_attributional import grey_net\n")
+    (folder / "greys.py").write_text("from cli.runs import grey_net\n")
     save_npz(folder / "mnist.npz", data(12, 1), data(7, 1))
     save_npz(folder / "fashion.npz", data(9, 1), data(8, 1))
     return folder
 
 
-@pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without their page, which takes seconds and is tested below."""
-    monkeypatch.setattr(study, "_report", lambda *arguments: None)
-
-
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """Some networks and what they start from, everything measured, made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(f"{SOME} --out whole".split()) == 0
-    return folder / "whole"
-
-
-def rows(folder: str | Path, **wanted: Any) -> list[Row]:
-    return ResultStore(Path(folder) / "rows").rows(**wanted)
+    return made_whole(folder, SOME)
 
 
 def test_what_others_start_from_is_trained_first_and_measured_only_if_asked_for(whole: Path) -> None:
@@ -150,17 +130,7 @@ def test_sweeps_have_a_row_for_each_value(whole: Path) -> None:
 
 @pytest.mark.usefixtures("unreported")
 def test_an_interrupted_run_goes_on(here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, made = _networks.run, 0
-
-    def run(*arguments: Any) -> None:
-        nonlocal made
-        if made == 2:
-            raise KeyboardInterrupt
-        made += 1
-        original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_networks, "run", run)
+    with interrupted(_networks, 2):
         assert main(f"{ONE} --out again".split()) == 130
     # The start is there; nobody asks for its rows.
     assert {row.key["model"] for row in rows("again")} == {"mnist_natural", "mnist_aat"}
@@ -210,9 +180,7 @@ def test_errors_name_the_option(
 
 
 def sections_of(folder: Path) -> dict[str, report.Section]:
-    found = studies.load("far")
-    titles = {name: str(table["title"]) for name, table in found.methods.items()}
-    return report.build_sections(report.Findings(ResultStore(folder), "far", titles), found.sections)
+    return report.build_sections(findings(folder, "far"), studies.load("far").sections)
 
 
 def test_the_page_tells_the_deviations(whole: Path) -> None:
@@ -257,13 +225,9 @@ def test_every_section_has_something_to_show(whole: Path, tmp_path: Path) -> Non
             settings = {**row.config["settings"], **terms}
             key = {**row.key, "model": network.name, **({"preset": network.data} if "preset" in row.key else {})}
             config = {**row.config, "settings": settings if row.experiment == "train" else row.config["settings"]}
-            store.write(Row(row.study, row.experiment, key, config, row.values, row.seconds, row.machine, row.version))
+            store.write(replace(row, key=key, config=config))
     sections = sections_of(tmp_path)
-    drawn = {
-        name: [len(block.figures) for block in section.blocks if isinstance(block, Panels)]
-        for name, section in sections.items()
-    }
-    assert drawn == {
+    assert drawn(sections) == {
         "attributional_table": [],
         "lambda_curves": [2],
         "initialisation_table": [2],

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli.test_evaluate import data
+from cli.runs import data, drawn, findings, interrupted, made_whole, rows
 from evaluation.small import SPACE, small_net
 from safetensors.torch import load_file, save_file
 
 import fastxai
 from fastxai import evaluation, report, studies
-from fastxai.cli import _networks, main, study, train
+from fastxai.cli import _networks, main, train
 from fastxai.data import save_npz
 from fastxai.report.sections import _networks as networks
-from fastxai.results import ResultStore, Row
+from fastxai.results import ResultStore
 
 PLAIN, ROBUST = "wd0_relu_hess0", "wd5e-4_beta10_hess1e-6"
 QUICK = (
@@ -38,29 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without their page, which takes seconds and is tested below."""
-    monkeypatch.setattr(study, "_report", lambda *arguments: None)
-
-
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """Both networks, everything measured, made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(f"{BOTH} --out whole".split()) == 0
-    return folder / "whole"
-
-
-def rows(folder: str | Path, **wanted: Any) -> list[Row]:
-    return ResultStore(Path(folder) / "rows").rows(**wanted)
+    return made_whole(folder, BOTH)
 
 
 def texts(folder: str | Path) -> dict[str, str]:
@@ -150,17 +132,7 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(
     here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped after a few rows, then within the training of the second network."""
-    original, made = _networks.run, 0
-
-    def run(*arguments: Any) -> None:
-        nonlocal made
-        if made == 3:
-            raise KeyboardInterrupt
-        made += 1
-        original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_networks, "run", run)
+    with interrupted(_networks, 3):
         assert main(f"{BOTH} --out again".split()) == 130
     assert f"3 of {len(rows(whole))} rows are in again/rows; the same command goes on" in capsys.readouterr().err
     with monkeypatch.context() as patch:
@@ -276,24 +248,17 @@ def test_courses_vary_one_setting(here: Path, whole: Path, tmp_path: Path) -> No
             if row.key["model"] == source:
                 config = {**row.config, "settings": {**row.config["settings"], **settings}}
                 key = {**row.key, "model": network.name}
-                store.write(
-                    Row(row.study, row.experiment, key, config, row.values, row.seconds, row.machine, row.version)
-                )
-    titles = {name: str(table["title"]) for name, table in studies.load("robustness").methods.items()}
-    findings = report.Findings(store, "robustness", titles)
-    found = networks.networks(findings)
+                store.write(replace(row, key=key, config=config))
+    shown = findings(tmp_path, "robustness")
+    found = networks.networks(shown)
     courses = networks.courses(found)
     assert [course.labels for course in courses] == [
         ["0", "5e-5", "5e-4", "0.005", "0.01"],
         ["ReLU", "10", "5", "1", "0.5"],
         ["0", "1e-7", "1e-6", "1e-5", "1e-4", "0.001", "0.01"],
     ]
-    sections = report.build_sections(findings, studies.load("robustness").sections)
-    drawn = {
-        name: [len(block.figures) for block in section.blocks if isinstance(block, report.Panels)]
-        for name, section in sections.items()
-    }
-    assert drawn == {
+    sections = report.build_sections(shown, studies.load("robustness").sections)
+    assert drawn(sections) == {
         "networks_table": [],
         "maps_table": [],
         "defences": [4, 4, 4],

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.runs import interrupted, made_whole, rows
 from evaluation.small import SPACE, coloured, small_net
 from PIL import Image
 
 import fastxai
-from fastxai import evaluation, studies
-from fastxai.cli import _study, main, study
+from fastxai import studies
+from fastxai.cli import _study, main
 from fastxai.data import save_png
 from fastxai.explainers import PatternTrainer
 from fastxai.results import ResultStore, Row, digest
@@ -36,33 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without their page, which takes seconds and is tested below."""
-    monkeypatch.setattr(study, "_report", lambda *arguments: None)
-
-
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """A whole run with two methods, made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(f"study geometry {QUICK} {TWO} --out whole".split()) == 0
-    return folder / "whole"
+    return made_whole(folder, f"study geometry {QUICK} {TWO}")
 
 
 def call(words: str) -> int:
     return main(words.split())
-
-
-def rows(folder: str | Path) -> list[Row]:
-    return ResultStore(Path(folder) / "rows").rows()
 
 
 def values(folder: str | Path) -> dict[str, str]:
@@ -96,19 +78,9 @@ def test_every_method_gets_the_same_pairs(whole: Path) -> None:
 
 @pytest.mark.usefixtures("unreported")
 def test_an_interrupted_run_goes_on_to_the_same_values(
-    here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, made = _study.run, 0
-
-    def run(*arguments: Any) -> Row:
-        nonlocal made
-        if made == 5:
-            raise KeyboardInterrupt
-        made += 1
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_study, "run", run)
+    with interrupted(_study, 5):
         assert call(f"study geometry {QUICK} {TWO} --out again") == 130
     total = len(rows(whole))
     assert f"5 of {total} rows are in again/rows; the same command goes on" in capsys.readouterr().err
@@ -230,22 +202,8 @@ def test_rows_that_do_not_tell_their_patterns_stay_valid(here: Path) -> None:
     assert call(f"study geometry {words} --out silent") == 0 and rows("silent") == before
 
 
-@pytest.mark.usefixtures("unreported")
-def test_all_leaves_out_what_does_not_fit(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    build = evaluation.METHODS["lrp"]
-
-    def broken(*arguments: Any) -> Any:
-        explainer = build(*arguments)
-
-        def attribute(x: Any, target: Any = None) -> Any:
-            raise RuntimeError("no rule for this operation\nand more")
-
-        explainer.attribute = attribute  # type: ignore[method-assign]
-        return explainer
-
-    monkeypatch.setitem(evaluation.METHODS, "lrp", broken)
+@pytest.mark.usefixtures("unreported", "unfit_lrp")
+def test_all_leaves_out_what_does_not_fit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(f"study geometry {QUICK} --only softplus --out left") == 0
     error = capsys.readouterr().err
     assert "lrp is left out: no rule for this operation" in error
