@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=CASES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--images", type=int, default=12, help="of the table of steps; 0 leaves it out")
+    parser.add_argument("--networks", nargs="*", default=["demo", "resnet20"], help="of the table of steps")
     parser.add_argument("--small", action="store_true", help="one small case, to see that it runs")
     args = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -224,7 +225,7 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)
     x = torch.rand(2, 3, 32, 32) if args.small else cifar10(SHARED / "data" / "cifar10")[0][: args.images].float() / 255
     print(f"steps until the gap stays below {GAP:.0e} |f(x) - f(xbar)|, and the time of the median")
-    for name in ["demo"] if args.small else ["demo", "resnet20"]:
+    for name in ["demo"] if args.small else args.networks:
         for activation in ("softplus", None):
             steps_taken = accuracy(name, activation, x, GRID[:4] if args.small else GRID)
             steps_taken += automatic(name, activation, x, 20 if args.small else 500)
