@@ -18,6 +18,8 @@ constexpr int64_t depth = 768;
 constexpr int64_t run_length = 256, left_stride = run_length + 16;
 // Rows from which on it pays to copy operands to where they are read fast.
 constexpr int64_t many = 12;
+// Rows at most that a thread works on at once, so that copies of theirs stay in the second-level cache.
+constexpr int64_t block = 512;
 // Multiply-adds that take one core some 10 us; waking the team costs 2 us.
 constexpr int64_t serial = 1 << 20;
 
@@ -89,9 +91,13 @@ FASTXAI_INLINE void dot(const float* x, const float* w, int64_t stride, int64_t 
 }
 
 struct Apply {
-  const Linear& layer;
+  int64_t rows, inputs, outputs;
   const float *x, *weight, *bias;
   float* y;
+
+  Apply part(int64_t first, int64_t count) const {
+    return {count, inputs, outputs, x + first * inputs, weight, bias, y + first * outputs};
+  }
 };
 
 // Rows of `count` floats, side by side: rows a power of two apart would fall into the same sets of the cache.
@@ -101,7 +107,7 @@ FASTXAI_INLINE void gather(const float* from, int64_t stride, int64_t rows, int6
 
 template <class Registers>
 FASTXAI_INLINE void run(const Apply& c, int64_t begin, int64_t end) {
-  const auto [rows, inputs, outputs] = c.layer;
+  const int64_t rows = c.rows, inputs = c.inputs, outputs = c.outputs;
   const bool packed = rows >= many;
   constexpr int64_t stride = depth + 16;
   std::vector<float> xs(packed ? rows * stride : 0);
@@ -133,6 +139,10 @@ struct Combine {
   int64_t across, along;
   const float* b;
   float* out;
+
+  Combine part(int64_t first, int64_t count) const {
+    return {count, terms, columns, a + first * across, across, along, b, out + first * columns};
+  }
 };
 
 template <class Vector, int rows, int vectors>
@@ -157,11 +167,11 @@ FASTXAI_INLINE void combine(const float* a, int64_t terms, const float* b, int64
   }
 }
 
-// Columns [begin, end), `vectors` vectors at a time. `packed`: from copies that lie in the order of reading.
-template <class Registers, int vectors, int least>
+// Columns [begin, end), `vectors` vectors of `least` to `most` rows at a time. `packed`: from copies that lie in the
+// order of reading.
+template <class Registers, int vectors, int least, int most>
 FASTXAI_INLINE void columns(const Combine& c, int64_t begin, int64_t end) {
   using Vector = typename Registers::Vector;
-  constexpr int most = Registers::sums / vectors;
   constexpr int64_t width = vectors * lanes<Vector>;
   const bool packed = c.rows >= many;
   const int64_t across = packed ? 8 * width : width;
@@ -215,9 +225,9 @@ template <class Registers>
 FASTXAI_INLINE void run(const Combine& c, int64_t begin, int64_t end) {
   // Few rows take more columns at once: a weight is then read in longer stretches.
   constexpr int few = Registers::sums / 8;
-  if (c.rows <= few) return columns<Registers, 8, 1>(c, begin, end);
-  if (c.rows <= 2 * few) return columns<Registers, 4, few + 1>(c, begin, end);
-  columns<Registers, 2, 2 * few>(c, begin, end);
+  if (c.rows <= few) return columns<Registers, 8, 1, few>(c, begin, end);
+  if (c.rows <= 2 * few) return columns<Registers, 4, few + 1, 2 * few>(c, begin, end);
+  columns<Registers, 2, 2 * few, Registers::sums / 2>(c, begin, end);
 }
 
 FASTXAI_FOR("x86-64-v4") void wide(const Apply& call, int64_t begin, int64_t end) { run<Wide>(call, begin, end); }
@@ -228,8 +238,13 @@ FASTXAI_FOR("x86-64-v3") void narrow(const Combine& call, int64_t begin, int64_t
 template <class Call>
 void launch(const Call& call, const Linear& layer, int64_t count, int64_t grain, int registers, int threads) {
   if (layer.rows * layer.inputs * layer.outputs < serial) threads = 1;
+  const int64_t pieces = (call.rows + block - 1) / block;
   parallel_for(count, grain, threads, [&](int64_t begin, int64_t end) {
-    registers == 32 ? wide(call, begin, end) : narrow(call, begin, end);
+    for (int64_t i = 0; i < pieces; ++i) {
+      const int64_t first = call.rows * i / pieces, last = call.rows * (i + 1) / pieces;
+      const Call part = call.part(first, last - first);
+      registers == 32 ? wide(part, begin, end) : narrow(part, begin, end);
+    }
   });
 }
 
@@ -237,7 +252,8 @@ void launch(const Call& call, const Linear& layer, int64_t count, int64_t grain,
 
 void linear_apply(const Linear& layer, const float* x, const float* weight, const float* bias, float* y, int registers,
                   int threads) {
-  launch(Apply{layer, x, weight, bias, y}, layer, layer.outputs, 6, registers, threads);
+  const auto [rows, inputs, outputs] = layer;
+  launch(Apply{rows, inputs, outputs, x, weight, bias, y}, layer, outputs, 6, registers, threads);
 }
 
 void linear_transpose(const Linear& layer, const float* nu, const float* weight, float* mu, int registers,

@@ -53,9 +53,9 @@ FASTXAI_INLINE float sum(const Vector& v) {
 #if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
 // Sums of 2 * half neighbouring lanes of a, then of b: the lower half of every such block plus the upper one.
 template <int half, class Vector, size_t... i>
-FASTXAI_INLINE Vector fold(const Vector& a, const Vector& b, std::index_sequence<i...>) {
-  return __builtin_shufflevector(a, b, (i / half * 2 * half + i % half)...) +
-         __builtin_shufflevector(a, b, (i / half * 2 * half + i % half + half)...);
+FASTXAI_INLINE void fold(const Vector& a, const Vector& b, Vector& out, std::index_sequence<i...>) {
+  out = __builtin_shufflevector(a, b, (i / half * 2 * half + i % half)...) +
+        __builtin_shufflevector(a, b, (i / half * 2 * half + i % half + half)...);
 }
 
 // The sums of all lanes of each of `count` vectors, half by half, `width` vectors of them folded to one.
@@ -63,7 +63,7 @@ template <int width, class Vector>
 FASTXAI_INLINE void fold_all(Vector* v) {
   if constexpr (width > 1) {
     FASTXAI_UNROLL for (int i = 0; i < width / 2; ++i) {
-      v[i] = fold<width / 2>(v[2 * i], v[2 * i + 1], std::make_index_sequence<lanes<Vector>>{});
+      fold<width / 2>(v[2 * i], v[2 * i + 1], v[i], std::make_index_sequence<lanes<Vector>>{});
     }
     fold_all<width / 2>(v);
   }
