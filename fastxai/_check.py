@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["not_negative", "one_of", "positive", "require", "same_place", "shape", "tensor"]
+__all__ = ["given", "not_negative", "one_of", "positive", "require", "same_place", "shape", "tensor"]
+
+T = TypeVar("T")
 
 
 def require(condition: bool, name: str, contract: str, got: Any, kind: type[Exception] = ValueError) -> None:
     """Raise ``kind("<name> must <contract>, got <got>")`` unless the condition holds."""
     if not condition:
         raise kind(f"{name} must {contract}, got {got}")
+
+
+def given(value: T | None, name: str, contract: str, got: Any = None) -> T:
+    """Return the value if it is not None; ValueError otherwise."""
+    require(value is not None, name, contract, got)
+    assert value is not None
+    return value
 
 
 def tensor(value: Any, name: str, floating: bool = True) -> Tensor:

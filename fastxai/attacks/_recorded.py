@@ -32,9 +32,9 @@ def _fixed(explainer: Explainer) -> bool:
 
     Exact types: what a subclass does in Python a graph would freeze, and so it would what functions of the user do.
     """
-    while type(explainer) in (SmoothGrad, BetaSmoothing):
-        explainer = explainer.explainer  # type: ignore[attr-defined]
-    if isinstance(explainer, IntegratedGradients) and type(explainer) is IntegratedGradients:
+    while type(explainer) is SmoothGrad or type(explainer) is BetaSmoothing:
+        explainer = explainer.explainer
+    if type(explainer) is IntegratedGradients:
         whole = isinstance(explainer.n_steps, int) and isinstance(explainer.output, str)
         return whole and not callable(explainer.baselines)
     return type(explainer) in _FIXED

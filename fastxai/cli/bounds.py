@@ -141,8 +141,13 @@ def _hessian_rows(
         return theory.loose_softplus_bound(of, options.beta)
 
     def row(name: str, source: str, measured: Tensor, kind: str, bound: Callable[[list[float]], float]) -> _Row:
-        reasons = [one for one in (smooth, norms[kind]) if isinstance(one, str)]
-        made = reasons[0] if reasons else _attempt(lambda: _double([bound(of) for of in norms[kind].tolist()]))  # type: ignore[union-attr]
+        layers = norms[kind]
+        if isinstance(smooth, str):
+            made = smooth
+        elif isinstance(layers, str):
+            made = layers
+        else:
+            made = _attempt(lambda: _double([bound(of) for of in layers.tolist()]))
         if isinstance(made, str):
             return _Row(name, source, measured.cpu(), None, f"does not apply: {made}")
         return _Row(name, source, measured.cpu(), made)

@@ -73,14 +73,15 @@ class Fused(Gate):
         if not s.extend:
             memory.nu_v = nu if s.keep else None
             return None if nu is None else interpolate.reduce(act, memory.kept, nu, t.shape[0])
-        bent = memory.nu_v is not None and not act.flat
-        if nu is None and not bent:
+        if memory.nu_v is not None and not act.flat:
+            nu_v, a_v = memory.nu_v, memory.a_v
+        elif nu is not None:
+            nu_v, a_v = nu, nu.new_zeros(nu.shape[0] // t.shape[0], *nu.shape[1:])
+        else:
             return None
-        nu_v = memory.nu_v if bent else nu
-        a_v = memory.a_v if bent else nu.new_zeros(nu.shape[0] // t.shape[0], *nu.shape[1:])  # type: ignore[union-attr]
-        both = interpolate.reduce_primal(act, memory.kept, a_v, nu_v, nu, t)  # type: ignore[arg-type]
+        both = interpolate.reduce_primal(act, memory.kept, a_v, nu_v, nu, t)
         if self.node.slot in s.wanted:
-            s.collect(self.node.slot, both[: a_v.shape[0]].sum([0, *range(2, self.node.dim)]))  # type: ignore[union-attr]
+            s.collect(self.node.slot, both[: a_v.shape[0]].sum([0, *range(2, self.node.dim)]))
         return both
 
 

@@ -105,7 +105,7 @@ class RuleRuntime(Runtime):
         weights = self.weights.differentiable(x) if parameters else []
         if not torch.is_grad_enabled() or not (x.requires_grad or weights):
             return self.explain_only(x, target, acts, seed, None)[:2]
-        return _Relevance.apply(self, target, acts, seed, x, *weights)  # type: ignore[return-value]
+        return _Relevance.apply(self, target, acts, seed, x, *weights)
 
     @numeric
     def explain_only(
@@ -330,4 +330,4 @@ class _Relevance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        return None, None, None, None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
+        return None, None, None, None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)

@@ -66,7 +66,7 @@ class _Surrogate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
-        return None, grads[0] * _Slope.apply(ctx.act, ctx.saved_tensors[0])  # type: ignore[operator]
+        return None, grads[0] * _Slope.apply(ctx.act, ctx.saved_tensors[0])
 
 
 class _Slope(torch.autograd.Function):
@@ -83,7 +83,7 @@ class _Slope(torch.autograd.Function):
 
 def smooth(act: Activation, a: Tensor) -> Tensor:
     """Return s(a) as autograd can differentiate it: the formula itself, or the surrogate's decreed derivatives."""
-    return kernel.value(act, a) if act.second == "own" else _Surrogate.apply(act, a)  # type: ignore[return-value]
+    return kernel.value(act, a) if act.second == "own" else _Surrogate.apply(act, a)
 
 
 @contextmanager

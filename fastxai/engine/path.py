@@ -331,7 +331,7 @@ class Path:
         weights = self.weights.differentiable(x) if parameters else []
         if not torch.is_grad_enabled() or not (x.requires_grad or baseline.requires_grad or weights):
             return self.start(walk.x, walk)
-        return _Integral.apply(walk, x, baseline, *weights)  # type: ignore[return-value]
+        return _Integral.apply(walk, x, baseline, *weights)
 
     @numeric
     def start(self, x: Tensor, walk: _Walk) -> tuple[Tensor, Tensor]:
@@ -363,7 +363,7 @@ class _Integral(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        return None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
+        return None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)
 
 
 def _extension(s: Sweep, grads: list[Tensor | None] | None) -> Sweep:

@@ -68,7 +68,7 @@ class Products:
         weights = self.weights.differentiable(x) if parameters else []
         if not torch.is_grad_enabled() or not (x.requires_grad or v.requires_grad or weights):
             return self.start(x, v)
-        return _Product.apply(self, x, v, *weights)  # type: ignore[return-value]
+        return _Product.apply(self, x, v, *weights)
 
     @numeric
     def start(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,4 +154,4 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        return None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
+        return None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)

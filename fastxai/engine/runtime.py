@@ -121,7 +121,7 @@ class Runtime:
         weights = self.weights.differentiable(x) if parameters else []
         if not torch.is_grad_enabled() or not (x.requires_grad or weights):
             return self.gradient(x, target, acts)
-        return _Gradient.apply(self, target, acts, x, *weights)  # type: ignore[return-value]
+        return _Gradient.apply(self, target, acts, x, *weights)
 
     @numeric
     def start(
@@ -169,7 +169,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        return None, None, None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)  # type: ignore[misc]
+        return None, None, None, *Extend.apply(ctx, len(cotangents), *cotangents, *ctx.saved_tensors)
 
 
 class Extend(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastxai._check import one_of, require
+from fastxai._check import given, one_of
 from fastxai.engine import Net
 from fastxai.evaluation.task import Space
 from fastxai.explainers import (
@@ -27,8 +27,7 @@ _Build = Callable[[Net, Space, Patterns | None, Mapping[str, Any]], Explainer]
 
 
 def _pattern_attribution(net: Net, space: Space, patterns: Patterns | None, options: Mapping[str, Any]) -> Explainer:
-    require(patterns is not None, "patterns", "be given for pattern_attribution", None)
-    return PatternAttribution(net, patterns, **options)  # type: ignore[arg-type]
+    return PatternAttribution(net, given(patterns, "patterns", "be given for pattern_attribution"), **options)
 
 
 METHODS: dict[str, _Build] = {

@@ -18,6 +18,7 @@ from fastxai.explainers.quadrature import REFINABLE, quadrature, refine
 __all__ = ["IntegratedGradients"]
 
 Baselines = float | str | Tensor | Callable[[Tensor], Tensor | float] | None
+Steps = int | Literal["auto"]
 
 _FIRST_STEPS = 5
 
@@ -54,7 +55,7 @@ class IntegratedGradients(Explainer):
         self,
         net: Net | nn.Module,
         baselines: Baselines = None,
-        n_steps: int | str = 50,
+        n_steps: Steps = 50,
         method: str | None = None,
         output: Output = "logit",
         tol: float = 1e-2,
@@ -75,9 +76,10 @@ class IntegratedGradients(Explainer):
             contract = f"reuse its points when refined, for n_steps='auto': one of {', '.join(map(repr, REFINABLE))}"
             _check.require(nested, "method", contract, repr(method))
         else:
-            quadrature(self.method, n_steps)  # type: ignore[arg-type]
+            quadrature(self.method, n_steps)
         _check.require(max_steps >= _FIRST_STEPS, "max_steps", f"be at least {_FIRST_STEPS}", max_steps)
-        self.baselines, self.n_steps, self.output = baselines, n_steps, output
+        self.n_steps: Steps = n_steps
+        self.baselines, self.output = baselines, output
         self.tol, self.max_steps = _check.positive(tol, "tol"), max_steps
 
     @overload
@@ -87,7 +89,7 @@ class IntegratedGradients(Explainer):
         target: Target = None,
         *,
         baselines: Baselines = None,
-        n_steps: int | str | None = None,
+        n_steps: Steps | None = None,
         method: str | None = None,
         return_convergence_delta: Literal[False] = False,
     ) -> Tensor: ...
@@ -99,7 +101,7 @@ class IntegratedGradients(Explainer):
         target: Target = None,
         *,
         baselines: Baselines = None,
-        n_steps: int | str | None = None,
+        n_steps: Steps | None = None,
         method: str | None = None,
         return_convergence_delta: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
@@ -110,7 +112,7 @@ class IntegratedGradients(Explainer):
         target: Target = None,
         *,
         baselines: Baselines = None,
-        n_steps: int | str | None = None,
+        n_steps: Steps | None = None,
         method: str | None = None,
         return_convergence_delta: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -153,7 +155,7 @@ class IntegratedGradients(Explainer):
         xbar = self._baseline(net, _check.tensor(x, "x"))
         return self._integrate(net, x, xbar, target, parameters=parameters)
 
-    def _with(self, baselines: Baselines, n_steps: int | str | None, method: str | None) -> IntegratedGradients:
+    def _with(self, baselines: Baselines, n_steps: Steps | None, method: str | None) -> IntegratedGradients:
         if baselines is None and n_steps is None and method is None:
             return self
         return IntegratedGradients(
@@ -171,8 +173,8 @@ class IntegratedGradients(Explainer):
         xbar = self.baselines(x) if callable(self.baselines) else self.baselines
         if isinstance(xbar, str):
             _check.one_of(xbar, "baselines", ("mean",))
-            _check.require(net.mean is not None, "baselines", "not be 'mean' for a net compiled without mean=", xbar)
-            xbar = net.mean.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 2))[None]  # type: ignore[union-attr]
+            mean = _check.given(net.mean, "baselines", "not be 'mean' for a net compiled without mean=", xbar)
+            xbar = mean.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 2))[None]
         elif xbar is None or isinstance(xbar, (int, float)):
             xbar = torch.full((1,) * x.dim(), float(xbar or 0), dtype=x.dtype, device=x.device)
         _check.same_place(_check.tensor(xbar, "baselines"), "baselines", x, "x")
@@ -186,7 +188,7 @@ class IntegratedGradients(Explainer):
         options = {"output": self.output, "parameters": parameters}
         if isinstance(self.n_steps, int):
             points = quadrature(self.method, self.n_steps)
-            return net.differentiable_integral(x, xbar, points, target, **options)  # type: ignore[arg-type]
+            return net.differentiable_integral(x, xbar, points, target, **options)
         classes = _classes(net, x, target)
         h, scores, steps = self._refined(net, x.detach(), xbar.detach(), classes)
         weights = parameters and any(p.requires_grad for p in net.model.parameters())
@@ -196,7 +198,7 @@ class IntegratedGradients(Explainer):
         for n in steps.unique().tolist():
             rows = (steps == n).nonzero()[:, 0]
             points = quadrature(self.method, n)
-            parts.append(net.differentiable_integral(x[rows], xbar[rows], points, classes[rows], **options))  # type: ignore[arg-type]
+            parts.append(net.differentiable_integral(x[rows], xbar[rows], points, classes[rows], **options))
             places.append(rows)
         if len(parts) < 2:
             return parts[0] if parts else (h, scores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -179,7 +179,7 @@ class PatternTrainer:
         file = None if checkpoint is None else Path(checkpoint)
         if file is not None and file.exists():
             self._restore(file)
-        total = len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
+        total = len(loader) if isinstance(loader, Sized) else None
         batches = islice(loader, self.batches, None)
         device = next(self.net.model.parameters(), torch.empty(0)).device
         try:

@@ -118,7 +118,7 @@ def scatter(
 def legend(axes: Axes) -> None:
     """Name what is drawn, below the diagram where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(  # type: ignore[union-attr]
+    axes.figure.legend(
         handles,
         labels,
         loc="outside lower left",

@@ -82,7 +82,8 @@ class Activate(Node):
             return None if bar is None else kernel.pull(act, memory.kept, None, bar, directions)
         assert memory.added is not None
         if not directions:
-            return kernel.pull_primal(act, memory.kept, memory.added, memory.nu, bar)  # type: ignore[arg-type]
+            assert memory.nu is not None
+            return kernel.pull_primal(act, memory.kept, memory.added, memory.nu, bar)
         if memory.nu is None and bar is None:
             return None
         nu, bar = (torch.zeros_like(memory.added) if x is None else x for x in (memory.nu, bar))

@@ -59,7 +59,7 @@ class ZBox(Rule):
         object.__setattr__(self, "high", highs)
 
     @property
-    def box(self) -> tuple[Bound, Bound]:  # type: ignore[override]
+    def box(self) -> tuple[Bound, Bound]:
         """The box of the network's input."""
         return self.low, self.high
 
