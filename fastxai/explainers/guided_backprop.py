@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from fastxai import _check
 from fastxai.engine import Net
 from fastxai.engine.rules import Composite
 from fastxai.engine.rules import GuidedBackprop as Rule
-from fastxai.explainers._base import Explainer, Target
+from fastxai.explainers._rule_based import RuleBased
 
 __all__ = ["GuidedBackprop"]
 
 
-class GuidedBackprop(Explainer):
+class GuidedBackprop(RuleBased):
     """The gradient's way down; only positive relevance passes an activation: r_in = s'(a) relu(r) ([M] section 2).
 
     On softplus nets the gate is s'(a) = sig(beta a). In mode "reference" the relevance is filtered there by
@@ -37,13 +36,5 @@ class GuidedBackprop(Explainer):
             TypeError: net is neither a compiled net nor a module.
             ValueError: mode or seed is unknown.
         """
-        super().__init__(net)
-        self.seed = _check.one_of(seed, "seed", ("one", "score"))
+        super().__init__(net, seed)
         self.composite = Composite(activation=Rule(mode))
-
-    def map_and_scores(
-        self, x: Tensor, target: Target = None, *, net: Net | None = None, parameters: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Return (the map, g(x)); arguments as in the base class."""
-        view = self.net if net is None else net
-        return view.relevance(x, self.composite, target, seed=self.seed, parameters=parameters)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from fastxai import _check
 from fastxai.engine import Net
 from fastxai.engine.rules import COMPOSITES, Composite
-from fastxai.explainers._base import Explainer, Target
+from fastxai.explainers._rule_based import RuleBased
 
 __all__ = ["LRP"]
 
 Bound = float | Sequence[float] | Tensor
 
 
-class LRP(Explainer):
+class LRP(RuleBased):
     """Relevance of 1 (or g_k) at the explained score, handed down layer by layer in proportion ([M] eq. 1-3).
 
     Composites by name, for inputs in the box [low, high]:
@@ -57,8 +57,7 @@ class LRP(Explainer):
             TypeError: net is neither a compiled net nor a module, composite neither a name nor a composite.
             ValueError: composite or seed is unknown, or a composite with zB lacks the box.
         """
-        super().__init__(net)
-        self.seed = _check.one_of(seed, "seed", ("one", "score"))
+        super().__init__(net, seed)
         if isinstance(composite, Composite):
             self.composite = composite
             return
@@ -71,10 +70,3 @@ class LRP(Explainer):
         given = not boxed or (low is not None and high is not None)
         _check.require(given, "low, high", f"be given for composite {composite!r} on raw inputs", (low, high))
         self.composite = COMPOSITES[composite](low, high)
-
-    def map_and_scores(
-        self, x: Tensor, target: Target = None, *, net: Net | None = None, parameters: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Return (the map, g(x)); arguments as in the base class."""
-        view = self.net if net is None else net
-        return view.relevance(x, self.composite, target, seed=self.seed, parameters=parameters)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastxai import _check
 from fastxai.engine import Net
 from fastxai.engine.rules import Patterned
-from fastxai.explainers._base import Explainer, Target
+from fastxai.explainers._rule_based import RuleBased
 from fastxai.explainers.patterns import Patterns
 
 __all__ = ["PatternAttribution"]
 
 
-class PatternAttribution(Explainer):
+class PatternAttribution(RuleBased):
     """The gradient's way down with W o A in place of every weight W; A are patterns learned from data ([M] section 2).
 
     Kindermans et al. 2017, "Learning how to explain neural networks: PatternNet and PatternAttribution".
@@ -36,15 +36,7 @@ class PatternAttribution(Explainer):
             TypeError: net is neither a compiled net nor a module, patterns are no ``Patterns``.
             ValueError: a layer has no pattern, or one of another shape (at the first call).
         """
-        super().__init__(net)
+        super().__init__(net, seed)
         kind = type(patterns).__name__
         _check.require(isinstance(patterns, Patterns), "patterns", "be fastxai.explainers.Patterns", kind, TypeError)
-        self.seed = _check.one_of(seed, "seed", ("one", "score"))
         self.composite = Patterned(model=self.net.model, patterns=patterns.tensors)
-
-    def map_and_scores(
-        self, x: Tensor, target: Target = None, *, net: Net | None = None, parameters: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Return (the map, g(x)); arguments as in the base class."""
-        view = self.net if net is None else net
-        return view.relevance(x, self.composite, target, seed=self.seed, parameters=parameters)
