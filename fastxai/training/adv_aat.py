@@ -35,15 +35,7 @@ class AdvAAT(FAR):
         target_map: TargetMaps | None = None,
         **settings: Any,
     ) -> None:
-        """Train with these settings.
-
-        Args:
-            eps: radius of the ball, in the space of x.
-            lambda_: weight of PCL.
-            n_steps: points of the integral, in the attack and in the loss.
-            outer: as for ``FAR``.
-            target_map: as for ``FAR``: S_T in the place of IG(x, 0).
-            settings: any others of ``AdversarialIFIA``, such as steps, restarts (3 in table 2), beta, bounds and seed.
+        """Train with the arguments of ``AAT``, but that ``settings`` are any others of ``AdversarialIFIA``.
 
         Raises:
             TypeError, ValueError: a setting is unknown or wrong.

@@ -39,15 +39,7 @@ class IGSumNorm(FAR):
         outer: str = "curvature",
         **settings: Any,
     ) -> None:
-        """Train with these settings.
-
-        Args:
-            eps: radius of the ball, in the space of x.
-            lambda_: weight of the norm.
-            n_steps: points of the integral, in the attack and in the loss.
-            output: what is integrated, as for ``IntegratedGradients``: "cross_entropy", or "logit".
-            outer: as for ``FAR``.
-            settings: any others of ``AdversarialIFIA``, such as steps, restarts, beta, bounds and seed.
+        """Train with the arguments of ``IGNorm``, but that ``settings`` are any others of ``AdversarialIFIA``.
 
         Raises:
             TypeError, ValueError: a setting is unknown or wrong.
