@@ -101,7 +101,8 @@ struct Apply {
 };
 
 // Rows of `count` floats, side by side: rows a power of two apart would fall into the same sets of the cache.
-FASTXAI_INLINE void gather(const float* from, int64_t stride, int64_t rows, int64_t count, float* to, int64_t to_stride) {
+FASTXAI_INLINE void gather(const float* from, int64_t stride, int64_t rows, int64_t count, float* to,
+                           int64_t to_stride) {
   for (int64_t i = 0; i < rows; ++i) std::memcpy(to + i * to_stride, from + i * stride, count * sizeof(float));
 }
 
