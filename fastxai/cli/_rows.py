@@ -1,4 +1,4 @@
-"""What the commands that make rows share: what a row tells of weights, patterns and versions, and what disagrees."""
+"""What the commands that make rows share: what is there, what disagrees, what a row tells of weights and versions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import nn
 
 from fastxai.cli._common import UsageError
 from fastxai.explainers import Patterns
-from fastxai.results import Row, digest
+from fastxai.results import ResultStore, Row, digest
 
-__all__ = ["agree", "digits_of", "patterns", "versions"]
+__all__ = ["agree", "digits_of", "found", "patterns", "versions"]
 
 # Settings that rows were written without at first: there they are not compared.
 _LATER = ("patterns",)
@@ -44,6 +44,15 @@ def digits_of(model: nn.Module) -> str:
         found.update(name.encode())
         found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def found(options: argparse.Namespace, store: ResultStore) -> list[Row]:
+    """Return the rows that ``--out`` holds, making the folder where there is none."""
+    try:
+        store.folder.mkdir(parents=True, exist_ok=True)
+        return store.rows()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--out {options.out}: {error}") from error
 
 
 def patterns(options: argparse.Namespace) -> tuple[Patterns | None, str]:

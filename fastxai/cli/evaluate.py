@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from fastxai import evaluation
-from fastxai.cli import _attributional, _common, _evaluate
+from fastxai.cli import _attributional, _common, _evaluate, _rows
 from fastxai.cli._common import Stopped, UsageError
 from fastxai.data.noise import KINDS
 from fastxai.results import ResultStore, Row
@@ -97,11 +97,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _make(options: argparse.Namespace, store: ResultStore) -> _evaluate.Bench:
-    try:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        rows = store.rows()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--out {options.out}: {error}") from error
+    rows = _rows.found(options, store)
     bench = _evaluate.bench(options)
     jobs = _evaluate.jobs(options, bench, rows)
     total, made = sum(len(job.parts) for job in jobs), 0

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fastxai import report, studies
-from fastxai.cli import _common, _networks, _study
+from fastxai.cli import _common, _networks, _rows, _study
 from fastxai.cli._common import Stopped, UsageError
 from fastxai.results import ResultStore
 from fastxai.studies import Study
@@ -94,11 +94,7 @@ def _check(options: argparse.Namespace, study: Study) -> None:
 
 
 def _make(options: argparse.Namespace, study: Study, store: ResultStore) -> None:
-    try:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        rows = store.rows()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--out {options.out}: {error}") from error
+    rows = _rows.found(options, store)
     runner: Any = KINDS[study.kind][0]
     bench = runner.bench(options, study)
     jobs, there = runner.jobs(options, bench, rows)
