@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -121,6 +121,14 @@ def _name(node: Node, path: str, known: set[Node]) -> None:
             _name(parent, path, known)
 
 
+@runtime_checkable
+class _Elementwise(Protocol):
+    """A node that is an activation, found in a slot of the sweep's activations."""
+
+    activation: Activation
+    activation_slot: int
+
+
 class Graph:
     """The finished graph of one input shape.
 
@@ -141,9 +149,9 @@ class Graph:
             node.index, node.slot = index, len(self.params) if node.params else -1
             node.fed = any(parent.params or parent.fed for parent in node.inputs)
             self.params += node.params
-            if hasattr(node, "activation"):
-                node.activation_slot = len(self.activations)  # type: ignore[attr-defined]
-                self.activations += (node.activation,)  # type: ignore[attr-defined]
+            if isinstance(node, _Elementwise):
+                node.activation_slot = len(self.activations)
+                self.activations += (node.activation,)
         self.inputs = [[parent.index for parent in node.inputs] for node in self.nodes]
         self.has_curved = any(isinstance(node, Curved) for node in self.nodes)
         if overwrite:
