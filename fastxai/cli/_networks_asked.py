@@ -62,7 +62,9 @@ def settings_of(
     found = train.changed(studies.merged(studies.merged(study.train, given), network.settings), options.set or [])
     found["fit"] |= {} if options.epochs is None else {"epochs": options.epochs}
     terms = {
-        name: studies.merged(study.terms.get(name, {}), value) if isinstance(value, Mapping) else value
+        name: studies.merged(study.terms[name], value if isinstance(value, Mapping) else {"weight": value})
+        if name in study.terms
+        else value
         for name, value in found.get("terms", {"cross_entropy": 1.0}).items()
     }
     return {"model": {}, **found, "terms": terms, "fit": FitConfig.of(found["fit"]).table()}

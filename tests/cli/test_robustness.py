@@ -60,7 +60,8 @@ def test_rows_say_how_the_network_was_trained(whole: Path) -> None:
         assert row.values["epochs"] == 1 and row.values["seed"] == 0 and len(row.values["losses"]) == 1
         assert 0 <= row.values["accuracy"] <= 1
     settings = trained[ROBUST].config["settings"]
-    assert settings["fit.weight_decay"] == 5e-4 and settings["terms.hessian_norm"] == 1e-6
+    assert settings["fit.weight_decay"] == 5e-4
+    assert settings["terms.hessian_norm"] == {"weight": 1e-6, "reduction": "sum"}
     assert settings["model.activation"] == "softplus" and settings["model.beta"] == 10 and settings["fit.batch"] == 4
     assert "hessian_norm" in trained[ROBUST].values and "hessian_norm" not in trained[PLAIN].values
     # The tiny network's activations are those that the study asks for.

@@ -188,6 +188,16 @@ def test_direction_of_ones_own() -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_sum_over_the_batch_is_its_mean_times_its_size(n: int) -> None:
+    model, (x, y) = mlp(), batch()
+    mean, total = (
+        Objective(fastxai.compile(model), [HessianNorm(2, seed=3, reduction=how)])(x[:n], y[:n])
+        for how in ("mean", "sum")
+    )
+    torch.testing.assert_close(total, n * mean, rtol=1e-14, atol=0)
+
+
 def test_estimate_is_unbiased() -> None:
     model, (x, y) = mlp(), batch()
     net = fastxai.compile(model)
@@ -324,6 +334,7 @@ def test_errors() -> None:
         (ValueError, "factor must be finite", lambda: float("nan") * CrossEntropy()),
         (ValueError, "probes must be a positive int, got 0", lambda: HessianNorm(0)),
         (ValueError, "kind must be one of", lambda: HessianNorm(kind="uniform")),
+        (ValueError, "reduction must be one of 'mean', 'sum', got 'max'", lambda: HessianNorm(reduction="max")),
         (ValueError, "of must be one of 'winner', 'label', 'loss', got 'score'", lambda: HessianNorm(of="score")),
         (TypeError, "direction must be callable", lambda: HessianNorm(direction=3)),
         (ValueError, "label_smoothing must lie in 0 .. 1, got 2", lambda: CrossEntropy(2)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,7 +77,8 @@ class Network:
     @property
     def penalty(self) -> float:
         """Zeta."""
-        return self.setting("terms.hessian_norm") or 0.0
+        given = self.setting("terms.hessian_norm") or 0.0
+        return given["weight"] if isinstance(given, Mapping) else given
 
     @property
     def activation(self) -> str:
