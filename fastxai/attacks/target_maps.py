@@ -212,7 +212,8 @@ def random(size: Sequence[int], seed: int = 0, smooth: float = 0.0, *, index: Te
     _check.not_negative(smooth, "smooth")
     index = torch.arange(n) if index is None else _check.shape(index, "index", (n,))
     stream = (seed,), index, range(1), height * width
-    if smooth == 0:
+    # torch 2.11's Fourier transforms refuse an empty batch.
+    if smooth == 0 or not n:
         return reduce_map(_random.uniform(*stream)[0].view(n, height, width), None)
     z = _random.normal(*stream)[0].view(n, height, width).double()
     down, across = torch.fft.fftfreq(height).double()[:, None], torch.fft.rfftfreq(width).double()[None]
