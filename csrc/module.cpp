@@ -247,15 +247,15 @@ void cpu_linear_weight_grad(const std::array<int64_t, 3>& s, Address nu, Address
 }
 
 // The geometry of fastxai/kernels/winograd.py, in the order of the struct.
-void cpu_winograd_conv(const std::array<int64_t, 9>& g, Address x, Address u, Address bias, Address y, int registers,
+void cpu_winograd_conv(const std::array<int64_t, 10>& g, Address x, Address u, Address bias, Address y, int registers,
                        int threads) {
-  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8]};
+  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9]};
   cpu::winograd_conv(conv, at<float>(x), at<float>(u), at<float>(bias), at<float>(y), registers, threads);
 }
 
-void cpu_winograd_weight_grad(const std::array<int64_t, 9>& g, Address x, Address nu, Address du, int registers,
+void cpu_winograd_weight_grad(const std::array<int64_t, 10>& g, Address x, Address nu, Address du, int registers,
                               int pieces) {
-  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8]};
+  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9]};
   cpu::winograd_weight_grad(conv, at<float>(x), at<float>(nu), at<float>(du), pieces, registers);
 }
 

@@ -71,7 +71,7 @@ class Conv2d(Layer):
     def affine(self, w: Any, bias: Tensor | None, x: Tensor) -> Tensor:
         """W * x + b on every row."""
         if w[2] is not None and winograd.serves(x):
-            return winograd.conv(x, w[2], bias, self.geometry[1])
+            return winograd.conv(x, w[2], bias, self.geometry[1], w[0].shape[-1])
         return torch.conv2d(x, w[0], bias, *self.geometry)
 
     def spread(self, bias: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Conv2d(Layer):
         weight, flipped, _, down, thin = w
         _, padding, dilation, _ = self.geometry
         if down is not None and winograd.serves(nu):
-            return [winograd.conv(nu, down, None, self._reach(weight))]
+            return [winograd.conv(nu, down, None, self._reach(weight), weight.shape[-1])]
         if thin is not None and thin_conv.serves(nu):
             return [thin_conv.transpose(nu, thin, (weight.shape[2], weight.shape[3]), padding)]
         if flipped is not None:
@@ -97,7 +97,7 @@ class Conv2d(Layer):
     def weight_grad(self, w: Any, mu: Tensor, x: Tensor) -> Tensor:
         """Sum of mu (x) x over rows and positions."""
         if w[2] is not None and winograd.serves(x):
-            return winograd.weight_grad(x, mu, self.geometry[1])
+            return winograd.weight_grad(x, mu, self.geometry[1], w[0].shape[-1])
         return self._backward(mu, x, w[0], (False, True, False))[1]
 
     def _like(self, nu: Tensor) -> Tensor:
