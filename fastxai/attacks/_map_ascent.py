@@ -92,6 +92,7 @@ class MapAscent(Ascent):
         y: Label,
         target_map: Tensor | None,
         index: Tensor | None,
+        original_map: Tensor | None,
         *,
         weight: float | None,
         freeze: bool,
@@ -102,7 +103,12 @@ class MapAscent(Ascent):
         with torch.no_grad():
             scores = net.base(x)
             labels = labels_of(y, scores)
-            h, _ = self.explainer.map_and_scores(x, labels, net=view, parameters=False)
+            if original_map is None:
+                h, _ = self.explainer.map_and_scores(x, labels, net=view, parameters=False)
+            else:
+                name = "original_map"
+                h = _check.same_place(_check.tensor(original_map, name), name, x, "x").detach()
+                _check.require(len(h) == len(x), name, f"have a map for each of {len(x)} inputs", list(h.shape))
         reduce = self._reduce(target_map, h)
         goal = _shown(h, reduce) if target_map is None else _target(target_map, h, reduce)
         objective = _Objective(self, view, labels, scores.argmax(1), goal, reduce, weight)

@@ -47,7 +47,13 @@ class AdversarialIFIA(MapAscent):
         _check.not_negative(self.lambda_, "lambda_")
 
     def perturb(
-        self, x: Tensor, y: Label = None, target_map: Tensor | None = None, *, index: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Label = None,
+        target_map: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        original_map: Tensor | None = None,
     ) -> MapAscentResult:
         """Attack a batch.
 
@@ -55,10 +61,10 @@ class AdversarialIFIA(MapAscent):
             x: inputs [N, C, ...].
             y: the label as an int, a LongTensor [N], or None for the model's prediction on x.
             target_map: as for ``IFIA.perturb``.
-            index: likewise.
+            index, original_map: likewise.
 
         Raises:
-            TypeError: x or target_map is no floating point tensor, y or index hold no integers.
+            TypeError: x or a map is no floating point tensor, y or index hold no integers.
             ValueError: a shape, dtype, device or range is wrong: x outside the bounds, a target map that is not finite.
         """
-        return self.run(x, y, target_map, index, weight=self.lambda_, freeze=False)
+        return self.run(x, y, target_map, index, original_map, weight=self.lambda_, freeze=False)

@@ -132,7 +132,13 @@ class IFIA(MapAscent):
         return cls(explainer, **(fixed | _GHORBANI[_check.one_of(kind, "kind", _GHORBANI)] | changes))
 
     def perturb(
-        self, x: Tensor, y: Label = None, target_map: Tensor | None = None, *, index: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Label = None,
+        target_map: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        original_map: Tensor | None = None,
     ) -> MapAscentResult:
         """Attack a batch.
 
@@ -142,10 +148,11 @@ class IFIA(MapAscent):
             target_map: S_T, [N, C, ...] as the explainer gives it, or [N, ...] with the channels summed; None is S(x).
             index: the samples' numbers, LongTensor [N], on which random starts depend; 0 .. N-1 if None. With their
                 numbers in the data set, samples get the same starts in whatever batch they come.
+            original_map: S(x) of class y [N, C, ...], where it is known; computed if None.
 
         Raises:
-            TypeError: x or target_map is no floating point tensor, y or index hold no integers.
+            TypeError: x or a map is no floating point tensor, y or index hold no integers.
             ValueError: a shape, dtype, device or range is wrong: x outside the bounds, a target map that is not finite;
                 or the attack is to start where it has no gradient.
         """
-        return self.run(x, y, target_map, index, weight=None, freeze=self.freeze)
+        return self.run(x, y, target_map, index, original_map, weight=None, freeze=self.freeze)

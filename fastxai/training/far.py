@@ -102,27 +102,30 @@ class FAR(Term):
         if self.lambda_ == 0:
             return self.perturbed(attack, batch) if self.adversarial else None, None, None
         target = None if self.target_map is None else self.target_map(batch)
-        images = self.perturbed(attack, batch, target)
         view = attack.view() if self.outer == "curvature" else attack.explainer.net
         # A smoothed view's scores are those of another network.
         shared = batch.alike and view.activation is None and batch.net.activation is None
-        h, scores = attack.explainer.map_and_scores(images, batch.y, net=view)
-        goal = target
+        goal, known = target, None
         if goal is None:
             goal, clean = attack.explainer.map_and_scores(batch.x, batch.y, net=view)
+            known = goal.detach()
             if shared:
                 batch.offer(clean)
+        images = self.perturbed(attack, batch, target, known)
+        h, scores = attack.explainer.map_and_scores(images, batch.y, net=view)
         distance = attack.distance(h, goal, given=target is not None)
         if self.adversarial:
             return images, scores if shared else None, distance
         return None, None, distance
 
-    def perturbed(self, attack: IFIA | AdversarialIFIA, batch: Batch, target: Tensor | None = None) -> Tensor:
-        """Return the images x~ of this batch's attack, of x's shape and without a graph."""
+    def perturbed(
+        self, attack: IFIA | AdversarialIFIA, batch: Batch, target: Tensor | None = None, known: Tensor | None = None
+    ) -> Tensor:
+        """Return the images x~ of this batch's attack, of x's shape and without a graph; ``known`` is S(x)."""
         if self.adversarial and self.lambda_ == 0:
             settings = {one.name: getattr(attack, one.name) for one in fields(Ascent)}
             return PGD(batch.net, **settings).perturb(batch.x, batch.y, index=batch.index).images
-        return attack.perturb(batch.x, batch.y, target, index=batch.index).images
+        return attack.perturb(batch.x, batch.y, target, index=batch.index, original_map=known).images
 
     def _bound(self, batch: Batch) -> IFIA | AdversarialIFIA:
         """Return the attack on this batch's network, with this step's random numbers."""

@@ -54,7 +54,9 @@ class PGDAdversarial(FAR):
         super().__init__(AdversarialIFIA(explainer, eps=eps, lambda_=0, steps=steps, **settings))
         self.ratio = ratio
 
-    def perturbed(self, attack: IFIA | AdversarialIFIA, batch: Batch, target: Tensor | None = None) -> Tensor:
+    def perturbed(
+        self, attack: IFIA | AdversarialIFIA, batch: Batch, target: Tensor | None = None, known: Tensor | None = None
+    ) -> Tensor:
         """Return the batch with a share of it attacked."""
         assert isinstance(attack.seed, tuple)
         numbers = _random.uniform((*attack.seed, _SHARE), batch.index, range(1), 1)[0, :, 0]

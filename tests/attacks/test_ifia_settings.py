@@ -190,6 +190,26 @@ def test_setting_errors(change, kind, message):
         dataclasses.replace(attack(), **change)
 
 
+@pytest.mark.parametrize("kind", [IFIA, AdversarialIFIA])
+def test_a_known_map_is_not_computed_again(monkeypatch, kind):
+    x, explainer = images(3), IntegratedGradients(cnn(), n_steps=3)
+    known = explainer.attribute(x, 2)
+    one = kind(explainer, eps=0.1, steps=2, bounds=CHANNELS)
+    want, rows = one.perturb(x, 2), []
+    inner = IntegratedGradients.map_and_scores
+    monkeypatch.setattr(
+        IntegratedGradients, "map_and_scores", lambda *args, **how: rows.append(len(args[1])) or inner(*args, **how)
+    )
+    assert torch.equal(one.perturb(x, 2, original_map=known).images, want.images)
+    again = len(rows)
+    assert torch.equal(one.perturb(x, 2).images, want.images)
+    assert len(rows) - again == again + 1
+    with pytest.raises(ValueError, match=r"original_map must have a map for each of 3 inputs, got \[2, 3, 8, 8\]"):
+        one.perturb(x, 2, original_map=known[:2])
+    with pytest.raises(ValueError, match="original_map must have x's dtype"):
+        one.perturb(x, 2, original_map=known.float())
+
+
 def test_argument_errors():
     x = images(3)
     cases = [
