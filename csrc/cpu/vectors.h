@@ -16,6 +16,15 @@
 #define FASTXAI_FOR(processor)
 #endif
 
+// A function that is never inlined, and the body of a lambda that always is.
+#if defined(__GNUC__) || defined(__clang__)
+#define FASTXAI_ALONE __attribute__((noinline))
+#define FASTXAI_BODY __attribute__((always_inline))
+#else
+#define FASTXAI_ALONE
+#define FASTXAI_BODY
+#endif
+
 namespace fastxai::cpu {
 
 // How many vector registers the products may count on: 32 or 16, or 0 where they have not been seen to win.

@@ -1,11 +1,11 @@
-// 3x3 and 5x5 convolutions by Winograd's F(2x2, 3x3) and F(2x2, 5x5) on the CPU; the contract is in fastxai/kernels/winograd.py.
+// 3x3 and 5x5 convolutions by Winograd's tiles on the CPU; the contract is in fastxai/kernels/winograd.py.
 #pragma once
 
 #include <cstdint>
 
 namespace fastxai::cpu {
 
-// Stride, dilation and groups 1; a kernel of 3 or 5 pixels each way; `channels` of x and `outputs` of y are multiples of 16.
+// Stride, dilation and groups 1; a kernel of 3 or 5 pixels each way; `channels` of x and `outputs` of y in sixteens.
 struct Winograd {
   int64_t rows, height, width, out_height, out_width;
   int64_t padding_h, padding_w;

@@ -61,7 +61,8 @@ class AdversarialIFIA(MapAscent):
             x: inputs [N, C, ...].
             y: the label as an int, a LongTensor [N], or None for the model's prediction on x.
             target_map: as for ``IFIA.perturb``.
-            index, original_map: likewise.
+            index: likewise.
+            original_map: likewise.
 
         Raises:
             TypeError: x or a map is no floating point tensor, y or index hold no integers.

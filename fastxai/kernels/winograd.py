@@ -27,8 +27,9 @@ runs of 32. For K = 3 they err no more than a direct sum: relative to the result
 where oneDNN errs by 2.1e-7 to 2.3e-7, on channels-last input by 2.9e-7 to 1.2e-6. For K = 5 by 6.6e-7 to 7.4e-7,
 oneDNN by 3.3e-7 to 3.5e-7, on channels-last input by 4.8e-7 to 1.2e-6. oneDNN has no Winograd convolution on x86; in
 cpu time of a Zen 4 core it takes, for K = 3, 1.3 (16 channels) to 1.8 times as long (from 128 on), for the weight
-gradient 1.4 to 2.1 times; with AVX2 alone 1.1 to 1.7 and 1.1 to 2.4 times. For K = 5 1.4 (32 channels) to 2.0 times
-(256), for the weight gradient 1.2 to 1.7 times. There is a cpu kernel, float32 and channels-last.
+gradient 1.4 to 2.1 times; with AVX2 alone 1.1 to 1.7 and 1.1 to 2.4 times. For K = 5 1.7 (32 channels) to 2.1 times
+(256), for the weight gradient 1.1 to 1.7 times; with AVX2 alone 1.6 to 1.9 and 1.0 to 1.6 times.
+There is a cpu kernel, float32 and channels-last.
 """
 
 from __future__ import annotations
