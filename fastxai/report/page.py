@@ -53,7 +53,7 @@ def page(title: str, source: str, sections: dict[str, Section]) -> str:
         sections: by name, in order.
     """
     style = Path(__file__).with_name("style.css").read_text()
-    links = "".join(f'<a href="#{name}">{_text(section.title)}</a>' for name, section in sections.items())
+    links = " ".join(f'<a href="#{name}">{_text(section.title)}</a>' for name, section in sections.items())
     body = "\n".join(_section(name, section) for name, section in sections.items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

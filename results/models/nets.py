@@ -26,3 +26,8 @@ def relu() -> nn.Module:
 def beta10() -> nn.Module:
     """softplus with beta 10, weight decay 5e-4."""
     return _load("beta10", 10.0)
+
+
+def robust() -> nn.Module:
+    """softplus with beta 10, weight decay 5e-4, Hessian penalty 1e-6 on the batch's sum."""
+    return _load("robust", 10.0)
