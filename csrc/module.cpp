@@ -16,6 +16,7 @@
 #include "cpu/max_pool.h"
 #include "cpu/mixed.h"
 #include "cpu/parallel.h"
+#include "cpu/pool.h"
 #include "cpu/proportional.h"
 #include "cpu/thin_conv.h"
 #include "cpu/vectors.h"
@@ -320,6 +321,20 @@ void cuda_mixed_pull(int code, int second, double beta, double alpha, int dtype,
 }
 #endif
 
+// A DLPack capsule, which whoever takes it renames.
+py::object cpu_pool_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int64_t bytes,
+                           int code, int bits) {
+  void* tensor = cpu::pool_tensor(shape, strides, bytes, code, bits);
+  PyObject* capsule = PyCapsule_New(tensor, "dltensor", [](PyObject* self) {
+    if (PyCapsule_IsValid(self, "dltensor")) cpu::pool_discard(PyCapsule_GetPointer(self, "dltensor"));
+  });
+  if (!capsule) {
+    cpu::pool_discard(tensor);
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
 std::vector<std::string> activation_names() { return {std::begin(act_names), std::end(act_names)}; }
 
 }  // namespace
@@ -343,6 +358,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_max_pool_pull", &cpu_max_pool_pull, Free());
   m.def("cpu_mixed_push", &cpu_mixed_push, Free());
   m.def("cpu_mixed_pull", &cpu_mixed_pull, Free());
+  m.def("cpu_pool_tensor", &cpu_pool_tensor);
+  m.def("cpu_pool_unused", &cpu::pool_unused);
+  m.def("cpu_pool_clear", &cpu::pool_clear, Free());
   m.def("cpu_proportional_share", &cpu_proportional_share, Free());
   m.def("cpu_proportional_adjoint", &cpu_proportional_adjoint, Free());
   m.def("cpu_linear_apply", &cpu_linear_apply, Free());

@@ -21,6 +21,7 @@ from fastxai.explainers import (
     SmoothGrad,
     reduce_map,
 )
+from fastxai.kernels._memory import empty_cache
 
 if TYPE_CHECKING:
     from fastxai import cli as cli
@@ -55,6 +56,7 @@ __all__ = [
     "available",
     "backend",
     "compile",
+    "empty_cache",
     "reduce_map",
 ]
 

@@ -22,7 +22,7 @@ from fastxai.engine.graph import Graph, Part
 from fastxai.engine.jets import Linear, Node, Sweep
 from fastxai.engine.nodes.activation import Activate
 from fastxai.engine.nodes.bias import Bias
-from fastxai.kernels import interpolate
+from fastxai.kernels import _memory, interpolate
 
 __all__ = ["Boundary", "Gate"]
 
@@ -95,8 +95,7 @@ class Plain(Gate):
         """Write a_0 + t_k a_d; in an extension repeat the tangent."""
         points = t.shape[0]
         start, step = (a, None) if s.extend else a.chunk(2)
-        last = torch.channels_last if a.dim() == 4 else torch.contiguous_format
-        rows = torch.empty((points * start.shape[0], *a.shape[1:]), dtype=a.dtype, device=a.device, memory_format=last)
+        rows = _memory.empty((points * start.shape[0], *a.shape[1:]), a, last=a.dim() == 4)
         by_point = rows.unflatten(0, (points, start.shape[0]))
         if step is None:
             by_point.copy_(start)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastxai import _backend, _check
-from fastxai.kernels import _native
+from fastxai.kernels import _memory, _native
 from fastxai.kernels.formulas import NAMES, RELU_LIKE, Activation, derivatives, small, stable_value, value
 
 __all__ = [
@@ -78,12 +78,12 @@ def _triton() -> ModuleType:
 def _compiled_push(
     backend: str, act: Activation, a: Tensor, directions: int, bias: Tensor | None, overwrite: bool
 ) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(a)
+    y = _memory.empty_like(a)
     if directions == 0:
-        kept = a if overwrite else torch.empty_like(a)
+        kept = a if overwrite else _memory.empty_like(a)
     else:
         rows = a.shape[0] // (1 + directions)
-        kept = a[:rows] if overwrite else a.new_empty_strided((rows, *a.shape[1:]), a.stride())
+        kept = a[:rows] if overwrite else _memory.empty_like(a[:rows])
     channels, inner, bias_address = (1, 1, 0) if bias is None else (a.shape[1], max(a.stride(1), 1), bias.data_ptr())
     _native.launch(
         backend, "activation_push", a,
@@ -96,7 +96,7 @@ def _compiled_push(
 def _compiled_pull(
     backend: str, act: Activation, kept: Tensor, a_v: Tensor | None, nu: Tensor, directions: int, overwrite: bool
 ) -> Tensor:
-    mu = nu if overwrite else torch.empty_like(nu)
+    mu = nu if overwrite else _memory.empty_like(nu)
     _native.launch(
         backend, "activation_pull", nu,
         *act.scalars, _native.DTYPES[nu.dtype], kept.numel(), directions,
@@ -109,7 +109,7 @@ def _compiled_pull_primal(
     backend: str, act: Activation, operands: tuple[Tensor, ...], directions: int, overwrite: bool
 ) -> Tensor:
     kept, a_v, nu_v, nu_0 = operands
-    mu = nu_0 if overwrite and nu_0 is not None else torch.empty_like(a_v)
+    mu = nu_0 if overwrite and nu_0 is not None else _memory.empty_like(a_v)
     _native.launch(
         backend, "activation_pull_primal", kept,
         *act.scalars, _native.DTYPES[kept.dtype], kept.numel(), directions,

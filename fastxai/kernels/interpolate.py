@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastxai import _backend, _check
-from fastxai.kernels import _native, activation
+from fastxai.kernels import _memory, _native, activation
 from fastxai.kernels.activation import Activation
 
 __all__ = ["push", "reduce", "reduce_primal", "tangent"]
@@ -85,7 +85,7 @@ def bias_geometry(a: Tensor, bias: Tensor | None) -> tuple[int, int]:
 
 def rows_like(like: Tensor, rows: int) -> Tensor:
     """Return uninitialised memory for [rows, *like.shape[1:]] in the dense tensor's memory format."""
-    return torch.empty(rows, *like.shape[1:], dtype=like.dtype, device=like.device, memory_format=_order(like))
+    return _memory.empty((rows, *like.shape[1:]), like, last=_order(like) is torch.channels_last)
 
 
 def _launch(

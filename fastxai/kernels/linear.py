@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastxai import _backend
-from fastxai.kernels import _native
+from fastxai.kernels import _memory, _native
 
 __all__ = ["apply", "transpose", "weight_grad"]
 
@@ -69,7 +69,7 @@ def _run(name: str, operands: Sequence[Tensor | None], shape: Sequence[int], wei
     dense = [None if operand is None else operand.contiguous() for operand in operands]
     first = dense[0]
     assert first is not None
-    out, (outputs, inputs) = first.new_empty(shape), weight.shape
+    out, (outputs, inputs) = _memory.empty(shape, first), weight.shape
     sizes = first.numel() // first.shape[-1], inputs, outputs
     addresses = [0 if operand is None else operand.data_ptr() for operand in (*dense, out)]
     _native.launch("cpu", f"linear_{name}", out, sizes, *addresses, registers)

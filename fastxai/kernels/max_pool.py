@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastxai import _backend, _check
-from fastxai.kernels import _native
+from fastxai.kernels import _memory, _native
 
 __all__ = ["Window", "pull", "push"]
 
@@ -125,7 +125,7 @@ def _triton() -> ModuleType:
 
 
 def _empty(like: Tensor, size: tuple[int, ...], order: torch.memory_format, rows: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(rows, like.shape[1], *size, dtype=dtype, device=like.device, memory_format=order)
+    return _memory.empty((rows, like.shape[1], *size), like, dtype, last=order is torch.channels_last)
 
 
 def _push_cpu(x: Tensor, w: Window, components: int, index: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastxai import _backend, _check
-from fastxai.kernels import _native
+from fastxai.kernels import _memory, _native
 from fastxai.kernels.activation import check_rows, widened
 from fastxai.kernels.formulas import Activation, derivatives, third
 
@@ -94,7 +94,7 @@ def push(act: Activation, kept: Tensor, a_v: Tensor, a: Tensor, directions: int 
             return _triton().push(act, *_native.alike(kept, a_v, a), directions)
         case compiled:
             kept, a_v, a = _native.alike(kept, a_v, a)
-            y = torch.empty_like(a)
+            y = _memory.empty_like(a)
             _launch(compiled, "push", act, kept, directions, a_v, a, y)
             return y
 
@@ -137,6 +137,6 @@ def pull(
             return _triton().pull(act, *_native.alike(kept, a_v, a, nu, bar), directions)
         case compiled:
             kept, a_v, a, nu, bar = _native.alike(kept, a_v, a, nu, bar)
-            mu = torch.empty_like(bar)
+            mu = _memory.empty_like(bar)
             _launch(compiled, "pull", act, kept, directions, a_v, a, nu, bar, mu)
             return mu

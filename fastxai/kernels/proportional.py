@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastxai import _backend, _check
-from fastxai.kernels import _native
+from fastxai.kernels import _memory, _native
 from fastxai.kernels.activation import widened
 
 __all__ = ["adjoint", "share"]
@@ -97,7 +97,7 @@ def share(r: Tensor, z: Tensor, epsilon: float, kappa: float = 1.0, y: Tensor | 
         case "reference":
             return _share_reference(r, z, epsilon, kappa, y, sign)
         case "cpu":
-            shares = torch.empty_like(z)
+            shares = _memory.empty_like(z)
             _launch("share", (epsilon, kappa, sign), z, r, z, y, shares)
             return shares
         case _:  # Triton serves "cuda" too
@@ -131,7 +131,7 @@ def adjoint(
         case "reference":
             return _adjoint_reference(d, z, shares, epsilon, kappa, y, sign)
         case "cpu":
-            dz = torch.empty_like(z)
+            dz = _memory.empty_like(z)
             _launch("adjoint", (epsilon, kappa, sign), z, d, z, shares, y, d, dz)
             return d, dz
         case _:  # Triton serves "cuda" too

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastxai import _backend
-from fastxai.kernels import _native
+from fastxai.kernels import _memory, _native
 
 __all__ = ["fits", "pack", "transpose", "transpose_reference"]
 
@@ -53,7 +53,7 @@ def transpose(nu: Tensor, packed: Tensor, kernel: tuple[int, int], padding: tupl
     rows, wide, out_height, out_width = nu.shape
     height, width = (n + k - 1 - 2 * p for n, k, p in zip((out_height, out_width), kernel, padding, strict=True))
     thin = packed.shape[1]
-    mu = torch.empty(rows, thin, height, width, memory_format=torch.channels_last)
+    mu = _memory.empty((rows, thin, height, width), nu, last=True)
     if mu.numel():
         geometry = (rows, height, width, out_height, out_width, *kernel, *padding, thin, wide)
         _native.launch("cpu", "thin_conv_transpose", nu, geometry, nu.data_ptr(), packed.data_ptr(), mu.data_ptr())

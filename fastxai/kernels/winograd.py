@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from fastxai import _backend
-from fastxai.kernels import _native
+from fastxai.kernels import _memory, _native
 
 __all__ = ["conv", "fits", "pack", "serves", "weight_grad"]
 
@@ -124,7 +124,7 @@ def _run(
     rows, channels, height, width = x.shape
     outputs = packed.numel() // (_positions(kernel) * channels)
     out_height, out_width = (n + 2 * p - kernel + 1 for n, p in zip((height, width), padding, strict=True))
-    y = torch.empty(rows, outputs, out_height, out_width, memory_format=torch.channels_last)
+    y = _memory.empty((rows, outputs, out_height, out_width), x, last=True)
     if y.numel():
         geometry = (rows, height, width, out_height, out_width, *padding, channels, outputs, kernel)
         start = 0 if bias is None else (bias := bias.contiguous()).data_ptr()
@@ -144,7 +144,7 @@ def _sum(x: Tensor, nu: Tensor, padding: tuple[int, int], kernel: int, registers
     outputs, out_height, out_width = nu.shape[1:]
     size = _positions(kernel) * channels * outputs
     most = min(torch.get_num_threads(), _SUMS // (4 * size), nu[:, 0].numel() // 4 * size // _PIECE)
-    sums = torch.empty(max(1, most), size)
+    sums = _memory.empty((max(1, most), size), x)
     geometry = (rows, height, width, out_height, out_width, *padding, channels, outputs, kernel)
     addresses = (x.data_ptr(), nu.data_ptr(), sums.data_ptr())
     _native.function("cpu_winograd_weight_grad")(geometry, *addresses, registers, len(sums))
