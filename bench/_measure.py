@@ -98,6 +98,8 @@ if device == "cuda":
 else:
     def status(key):
         return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+    if "fastxai" in sys.modules:
+        sys.modules["fastxai"].empty_cache()
     open("/proc/self/clear_refs", "w").write("5")
     before = status("VmRSS")
     exec(run, names)
@@ -109,7 +111,8 @@ def peak_memory(setup: str, call: str, device: str = "cpu") -> int:
     """Return the bytes by which the second run of a call raises memory at its peak, above what was held before it.
 
     A fresh process runs both statements, with this folder importable. On the CPU this is resident memory (Linux only),
-    with blocks above 64 KiB mapped one by one so that what is freed is really returned; on CUDA PyTorch's own count.
+    with blocks above 64 KiB mapped one by one so that what is freed is really returned, and without what fastxai keeps
+    of the first run's; on CUDA PyTorch's own count.
 
     Args:
         setup: statements that make the names the call uses.
