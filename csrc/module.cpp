@@ -321,10 +321,11 @@ void cuda_mixed_pull(int code, int second, double beta, double alpha, int dtype,
 }
 #endif
 
-// A DLPack capsule, which whoever takes it renames.
+// A DLPack capsule, which whoever takes it renames; None where there is no memory.
 py::object cpu_pool_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int64_t bytes,
                            int code, int bits) {
   void* tensor = cpu::pool_tensor(shape, strides, bytes, code, bits);
+  if (!tensor) return py::none();
   PyObject* capsule = PyCapsule_New(tensor, "dltensor", [](PyObject* self) {
     if (PyCapsule_IsValid(self, "dltensor")) cpu::pool_discard(PyCapsule_GetPointer(self, "dltensor"));
   });

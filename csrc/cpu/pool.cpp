@@ -1,9 +1,16 @@
-// glibc gives a freed block beyond 64 MiB back to the system, and the next one of the size faults in page by page.
+// glibc gives a freed block above 32 MiB back to the system, and what is free beyond 64 MiB at the end of its heap; the
+// next one faults in page by page.
 #include "pool.h"
 
 #include <algorithm>
+#include <memory>
 #include <mutex>
 #include <new>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define FASTXAI_FORKS
+#endif
 
 namespace fastxai::cpu {
 namespace {
@@ -24,6 +31,8 @@ struct Managed {
   void (*deleter)(Managed*);
 };
 
+static_assert(sizeof(void*) != 8 || (sizeof(Tensor) == 48 && sizeof(Managed) == 64));
+
 constexpr int32_t cpu_device = 1;
 // A cache line and a page; what is asked for is rounded up, so that sizes that are nearly alike share blocks.
 constexpr int64_t alignment = 64, page = 4096;
@@ -38,10 +47,13 @@ struct Block {
 
 class Pool {
  public:
+  Pool() { unused_.reserve(4096); }
+
+  // No memory: what lies unused goes first, then data is null.
   Block take(int64_t bytes) {
     bytes = (std::max<int64_t>(bytes, 1) + page - 1) / page * page;
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const std::lock_guard<std::mutex> lock(mutex);
       auto best = unused_.end();
       for (auto block = unused_.begin(); block != unused_.end(); ++block) {
         const bool fits = block->bytes >= bytes && block->bytes <= bytes + bytes / slack;
@@ -49,59 +61,69 @@ class Pool {
       }
       if (best != unused_.end()) {
         const Block found = *best;
-        unused_.erase(best);
-        held_ -= found.bytes;
+        remove(best);
         return found;
       }
     }
-    return {::operator new(static_cast<size_t>(bytes), std::align_val_t{alignment}), bytes};
+    Block made{allocate(bytes), bytes};
+    if (!made.data) {
+      clear();
+      made.data = allocate(bytes);
+    }
+    return made;
   }
 
-  void give(const Block& block) {
-    std::vector<Block> old;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      unused_.push_back(block);
-      held_ += block.bytes;
-      auto kept = unused_.begin();
-      for (; held_ > most; ++kept) {
-        old.push_back(*kept);
-        held_ -= kept->bytes;
-      }
-      unused_.erase(unused_.begin(), kept);
-    }
-    release(old);
+  // Called while torch frees a tensor: nothing may throw, so nothing is allocated.
+  void give(const Block& block) noexcept {
+    if (block.bytes > most) return release(block);
+    const std::lock_guard<std::mutex> lock(mutex);
+    while (held_ + block.bytes > most || unused_.size() == unused_.capacity()) drop(unused_.begin());
+    unused_.push_back(block);
+    held_ += block.bytes;
   }
 
   int64_t held() {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::mutex> lock(mutex);
     return held_;
   }
 
-  void clear() {
-    std::vector<Block> old;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      old.swap(unused_);
-      held_ = 0;
-    }
-    release(old);
+  void clear() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex);
+    while (!unused_.empty()) drop(unused_.end() - 1);
   }
+
+  std::mutex mutex;
 
  private:
-  static void release(const std::vector<Block>& blocks) {
-    for (const Block& block : blocks) ::operator delete(block.data, std::align_val_t{alignment});
+  // The longest unused first.
+  using Blocks = std::vector<Block>;
+
+  static void* allocate(int64_t bytes) noexcept {
+    return ::operator new(static_cast<size_t>(bytes), std::align_val_t{alignment}, std::nothrow);
+  }
+  static void release(const Block& block) noexcept { ::operator delete(block.data, std::align_val_t{alignment}); }
+  void remove(Blocks::iterator block) noexcept {
+    held_ -= block->bytes;
+    unused_.erase(block);
+  }
+  void drop(Blocks::iterator block) noexcept {
+    release(*block);
+    remove(block);
   }
 
-  std::mutex mutex_;
-  // The longest unused first.
-  std::vector<Block> unused_;
+  Blocks unused_;
   int64_t held_ = 0;
 };
 
-// Never destroyed: tensors outlive static objects.
+// Never destroyed: tensors outlive static objects. A child of fork() finds the lock open.
 Pool& pool() {
-  static Pool* const it = new Pool;
+  static Pool* const it = [] {
+    Pool* const made = new Pool;
+#ifdef FASTXAI_FORKS
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
+#endif
+    return made;
+  }();
   return *it;
 }
 
@@ -112,16 +134,17 @@ struct Owner {
 };
 
 void discard(Managed* managed) {
-  Owner* owner = static_cast<Owner*>(managed->context);
+  const std::unique_ptr<Owner> owner(static_cast<Owner*>(managed->context));
   pool().give(owner->block);
-  delete owner;
 }
 
 }  // namespace
 
 void* pool_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int64_t bytes, int code,
                   int bits) {
-  Owner* owner = new Owner{{}, pool().take(bytes), shape, strides};
+  std::unique_ptr<Owner> owner(new Owner{{}, {}, shape, strides});
+  owner->block = pool().take(bytes);
+  if (!owner->block.data) return nullptr;
   owner->managed.tensor = {owner->block.data,
                            cpu_device,
                            0,
@@ -132,9 +155,9 @@ void* pool_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>&
                            owner->shape.data(),
                            owner->strides.data(),
                            0};
-  owner->managed.context = owner;
+  owner->managed.context = owner.get();
   owner->managed.deleter = &discard;
-  return &owner->managed;
+  return &owner.release()->managed;
 }
 
 void pool_discard(void* tensor) { discard(static_cast<Managed*>(tensor)); }

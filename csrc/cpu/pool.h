@@ -7,8 +7,8 @@
 
 namespace fastxai::cpu {
 
-// Returns a DLManagedTensor of uninitialised memory, without a version; its deleter gives the memory back. `code` and
-// `bits` are DLPack's type.
+// Returns a DLManagedTensor of uninitialised memory, without a version, or null where there is no memory; its deleter
+// gives the memory back. `code` and `bits` are DLPack's type.
 void* pool_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int64_t bytes, int code,
                   int bits);
 

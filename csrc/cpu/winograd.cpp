@@ -1,4 +1,5 @@
-// A block of tiles at a time: what is transformed in, multiplied and transformed out stays in the second-level cache.
+// A block of tiles at a time: what is transformed in, multiplied and transformed out stays in a cache, up to 256
+// channels (3x3) or 96 (5x5) in the second level's megabyte.
 // Floor: 16 multiply-adds a tile of four pixels, channel and output, where a direct 3x3 convolution takes 36; 36 where
 // a 5x5 one takes 100.
 #include "winograd.h"

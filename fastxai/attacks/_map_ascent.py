@@ -108,7 +108,7 @@ class MapAscent(Ascent):
             else:
                 name = "original_map"
                 h = _check.same_place(_check.tensor(original_map, name), name, x, "x").detach()
-                _check.require(len(h) == len(x), name, f"have a map for each of {len(x)} inputs", list(h.shape))
+                _check.shape(h, name, tuple(x.shape))
         reduce = self._reduce(target_map, h)
         goal = _shown(h, reduce) if target_map is None else _target(target_map, h, reduce)
         objective = _Objective(self, view, labels, scores.argmax(1), goal, reduce, weight)

@@ -148,7 +148,7 @@ class IFIA(MapAscent):
             target_map: S_T, [N, C, ...] as the explainer gives it, or [N, ...] with the channels summed; None is S(x).
             index: the samples' numbers, LongTensor [N], on which random starts depend; 0 .. N-1 if None. With their
                 numbers in the data set, samples get the same starts in whatever batch they come.
-            original_map: S(x) of class y [N, C, ...], where it is known; computed if None.
+            original_map: S(x) of class y [N, C, ...], where it is known, and taken as given; computed if None.
 
         Raises:
             TypeError: x or a map is no floating point tensor, y or index hold no integers.

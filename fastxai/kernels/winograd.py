@@ -49,7 +49,7 @@ _PANEL = 32
 # Work, in multiply-adds, for which another thread is woken; and bytes of all threads' sums.
 _PIECE, _SUMS = 1 << 22, 256 << 20
 _G3 = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-# The finite points of K = 5, as in csrc/cpu/winograd.cpp.
+# The finite points of K = 5, as in csrc/cpu/winograd_tiles.h.
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
 
@@ -60,7 +60,7 @@ def fits(weight: Tensor, out: Sequence[int]) -> bool:
         return False
     if kernel not in ([3, 3], [5, 5]) or not _native.vector_registers():
         return False
-    # The transforms of 5x5 tiles pay from 32 channels each way on: 16 to 32 take the vendor's time.
+    # The transforms of 5x5 tiles pay from 1024 pairs of channels on: 16 to 32 take the vendor's time.
     if kernel[0] == 5 and o * c < 32 * 32:
         return False
     # At least a fifth of the multiply-adds has to remain as gain, tiles being cut at the edges.
@@ -111,7 +111,7 @@ def conv(x: Tensor, packed: Tensor, bias: Tensor | None, padding: tuple[int, int
         x: [R, C, H, W] float32 on the CPU; a copy is made where it is not channels-last.
         packed: from ``pack``.
         bias: [O], or None.
-        padding: zeros around x, fewer than K of them.
+        padding: zeros around x.
         kernel: K.
     """
     return _run(x, packed, bias, padding, kernel, _native.vector_registers())

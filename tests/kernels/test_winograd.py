@@ -70,7 +70,9 @@ def test_equals_float64(
 @pytest.mark.parametrize("channels", [32, 256])
 # Tiles of 5x5 kernels have larger numbers in their transforms.
 @pytest.mark.parametrize(("kernel", "most"), [(3, 1.25), (5, 2.5)])
-def test_errs_hardly_more_than_the_vendor(registers: int, channels: int, kernel: int, most: float) -> None:
+def test_errs_by_a_few_times_the_vendors_rounding_at_most(
+    registers: int, channels: int, kernel: int, most: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = (2, channels, 14, 14), (64, channels, kernel, kernel), (2, 64, 14, 14)
     x, weight, nu = (torch.randn(*shape, generator=generator) for shape in shapes)
