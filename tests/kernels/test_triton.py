@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,11 +33,20 @@ CONSTANTS |= {"KH": 2, "KW": 2, "SH": 2, "SW": 2, "PH": 0, "PW": 0, "DH": 1, "DW
 
 def test_kernels_under_the_interpreter() -> None:
     """Triton reads TRITON_INTERPRET at import, hence the second process."""
+    if triton.__version__.startswith("3.6.") and not _arrays_are_indices():
+        pytest.skip("triton 3.6's interpreter takes int() of arrays of one element, which this NumPy refuses")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_triton.py")]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     assert re.search(r"\d{2,} passed", run.stdout) and "skipped" not in run.stdout
+
+
+def _arrays_are_indices() -> bool:
+    try:
+        return int(np.ones(1)) == 1
+    except TypeError:
+        return False
 
 
 def test_a_cpu_tensor_needs_the_interpreter() -> None:
