@@ -154,7 +154,7 @@ else:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and counts its address space")
 def test_where_memory_is_short_what_is_kept_goes_first() -> None:
-    run = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-P", "-c", SHORT], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
 
