@@ -14,7 +14,7 @@ __all__ = ["sweep"]
 
 KINDS = {
     ("to_target", "to_original"): "plain maps of the target and of the original image",
-    ("to_smoothed_target", "to_smoothed_original"): "their smoothed maps",
+    ("to_smoothed_target", "to_smoothed_original"): "smoothed maps of the target and of the original image",
 }
 
 
