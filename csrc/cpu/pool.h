@@ -1,7 +1,6 @@
 // Memory of large tensors, kept for the next one of about the same size; the contract is in fastxai/kernels/_memory.py.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <vector>
 
