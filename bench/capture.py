@@ -1,10 +1,10 @@
-"""Work that a CUDA graph replays against the same work launched call by call: ``fastxai.compile(capture=True)``.
+"""Recorded work that is replayed against the same work called by Python: ``fastxai.compile(capture=True)``.
 
 ``python bench/capture.py [--cases cnn:1 cnn:64 resnet20:1 resnet20:64] [--device cuda] [--small]``: a gradient, H v, an
 iteration of ``Manipulation`` with growing beta and of ``IFIA``, a step of training with the Hessian penalty. Results
 are compared before anything is timed, and must be the same bits. Times are by the clock, the device being waited for
 before and after, medians of interleaved runs; of attacks they are those of one iteration more, so that what comes
-before the first and the recording itself do not count. On a CPU nothing is captured: both columns are the same calls.
+before the first and the recording itself do not count. On a CPU a step of training is not recorded.
 """
 
 from __future__ import annotations

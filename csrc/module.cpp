@@ -223,6 +223,12 @@ void cpu_kendall(int dtype, int64_t samples, int64_t size, Address a, Address b,
 }
 
 // The geometry of fastxai/kernels/thin_conv.py, in the order of the struct.
+void cpu_thin_conv_apply(const std::array<int64_t, 11>& g, Address x, Address weight, Address bias, Address y,
+                         int threads) {
+  const cpu::ThinConv conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
+  cpu::thin_conv_apply(conv, at<float>(x), at<float>(weight), at<float>(bias), at<float>(y), threads);
+}
+
 void cpu_thin_conv_transpose(const std::array<int64_t, 11>& g, Address nu, Address weight, Address mu, int threads) {
   const cpu::ThinConv conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
   cpu::thin_conv_transpose(conv, at<float>(nu), at<float>(weight), at<float>(mu), threads);
@@ -248,15 +254,15 @@ void cpu_linear_weight_grad(const std::array<int64_t, 3>& s, Address nu, Address
 }
 
 // The geometry of fastxai/kernels/winograd.py, in the order of the struct.
-void cpu_winograd_conv(const std::array<int64_t, 10>& g, Address x, Address u, Address bias, Address y, int registers,
+void cpu_winograd_conv(const std::array<int64_t, 11>& g, Address x, Address u, Address bias, Address y, int registers,
                        int threads) {
-  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9]};
+  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
   cpu::winograd_conv(conv, at<float>(x), at<float>(u), at<float>(bias), at<float>(y), registers, threads);
 }
 
-void cpu_winograd_weight_grad(const std::array<int64_t, 10>& g, Address x, Address nu, Address du, int registers,
+void cpu_winograd_weight_grad(const std::array<int64_t, 11>& g, Address x, Address nu, Address du, int registers,
                               int pieces) {
-  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9]};
+  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
   cpu::winograd_weight_grad(conv, at<float>(x), at<float>(nu), at<float>(du), pieces, registers);
 }
 
@@ -368,6 +374,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_linear_transpose", &cpu_linear_transpose, Free());
   m.def("cpu_linear_weight_grad", &cpu_linear_weight_grad, Free());
   m.def("cpu_vector_registers", &cpu::vector_registers);
+  m.def("cpu_thin_conv_apply", &cpu_thin_conv_apply, Free());
   m.def("cpu_thin_conv_transpose", &cpu_thin_conv_transpose, Free());
   m.def("cpu_winograd_conv", &cpu_winograd_conv, Free());
   m.def("cpu_winograd_weight_grad", &cpu_winograd_weight_grad, Free());

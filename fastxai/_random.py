@@ -1,7 +1,7 @@
 """Random numbers that are a function of (key, sample, row, position): the same on every device, rank and chunk.
 
 A key is a seed, or a seed and a step. Every row of every sample is a SplitMix64 stream of its own. A number of the key
-may be a LongTensor [] on the index's device: calls that a CUDA graph replays follow it, where ints would be frozen.
+may be a LongTensor [] on the index's device: recorded calls follow it, where ints would be frozen.
 """
 
 from __future__ import annotations

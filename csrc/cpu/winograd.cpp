@@ -1,12 +1,12 @@
 // A block of tiles at a time: what is transformed in, multiplied and transformed out stays in a cache, up to 256
 // channels (3x3) or 96 (5x5) in the second level's megabyte.
-// Floor: 16 multiply-adds a tile of four pixels, channel and output, where a direct 3x3 convolution takes 36; 36 where
-// a 5x5 one takes 100.
+// Floor: 36 multiply-adds a tile of 16 pixels, channel and output, where a direct 3x3 convolution takes 144; 36 a tile
+// of four pixels where a 5x5 one takes 100.
 #include "winograd.h"
 
 #include <algorithm>
+#include <memory>
 #include <stdexcept>
-#include <vector>
 
 #include "winograd_tiles.h"
 
@@ -16,21 +16,22 @@ namespace {
 // Products that are summed one after the other: sums of such sums round less.
 constexpr int64_t run_length = 32;
 // Tiles of the smallest piece a thread gets.
-constexpr int64_t grain = 12;
+constexpr int64_t grain = 4;
 // Multiply-adds that take one core some 10 us; waking the team costs 2 us.
 constexpr int64_t serial = 1 << 20;
 
-// Sums fill 24 of 32 registers, or 12 of 16; of a weight gradient, whose rows are channels, 16 and 8. What runs alone
+// Sums fill 24 of 32 registers, or 12 of 16; of the last `few` tiles 8 and 4, of a weight gradient, whose rows are
+// channels, 16 and 8. What runs alone
 // has a function of its own: constants of the transforms, kept in registers throughout, would drive sums into memory.
 struct Wide : Floats<64> {
-  static constexpr int rows = 12, grad_rows = 8;
+  static constexpr int rows = 12, few = 4, grad_rows = 8;
   template <class Work>
   FASTXAI_FOR("x86-64-v4") FASTXAI_ALONE static void alone(const Work& work) {
     work();
   }
 };
 struct Narrow : Floats<32> {
-  static constexpr int rows = 6, grad_rows = 4;
+  static constexpr int rows = 6, few = 2, grad_rows = 4;
   template <class Work>
   FASTXAI_FOR("x86-64-v3") FASTXAI_ALONE static void alone(const Work& work) {
     work();
@@ -85,20 +86,31 @@ FASTXAI_INLINE void multiply(const float* v, int64_t stride, const float* u, int
   }
 }
 
+// m = v u for `rows` tiles and `width` outputs at one position.
+template <class Vector, int rows>
+FASTXAI_INLINE void multiply_rows(const float* v, int64_t stride, const float* u, int64_t width, int64_t channels,
+                                  float* m) {
+  constexpr int64_t pair = 2 * lanes<Vector>;
+  int64_t k = 0;
+  for (; k + pair <= width; k += pair) multiply<Vector, rows, 2>(v, stride, u + k, width, channels, m + k);
+  if (k < width) multiply<Vector, rows, 1>(v, stride, u + k, width, channels, m + k);
+}
+
 // m = v u at every position, for `count` tiles and `width` outputs; u[positions][channels][width].
 template <class Registers, class Scheme>
 FASTXAI_INLINE void multiply_all(const float* v, int64_t stride, const float* u, int64_t count, int64_t width,
                                  int64_t channels, float* m) {
   using Vector = typename Registers::Vector;
-  constexpr int rows = Registers::rows;
-  constexpr int64_t pair = 2 * lanes<Vector>;
+  constexpr int64_t rows = Registers::rows, few = Registers::few;
   for (int64_t e = 0; e < Scheme::positions; ++e, u += width * channels) {
-    for (int64_t t = 0; t < count; t += rows) {
-      const float* left = v + e * apart(stride) + t * stride;
-      float* out = m + e * apart(panel) + t * panel;
-      int64_t k = 0;
-      for (; k + pair <= width; k += pair) multiply<Vector, rows, 2>(left, stride, u + k, width, channels, out + k);
-      if (k < width) multiply<Vector, rows, 1>(left, stride, u + k, width, channels, out + k);
+    const float* left = v + e * apart(stride);
+    float* out = m + e * apart(panel);
+    int64_t t = 0;
+    for (; count - t > rows - few; t += rows) {
+      multiply_rows<Vector, rows>(left + t * stride, stride, u, width, channels, out + t * panel);
+    }
+    for (; t < count; t += few) {
+      multiply_rows<Vector, few>(left + t * stride, stride, u, width, channels, out + t * panel);
     }
   }
 }
@@ -127,16 +139,23 @@ FASTXAI_INLINE void accumulate_all(const float* v, int64_t stride, const float* 
 struct Room {
   // Rows a power of two apart would fall into the same sets of the first-level cache.
   int64_t stride;
-  std::vector<float> memory;
-  float *v, *m, *waste, *zeros;
+  std::unique_ptr<float[]> memory;
+  float *zeros, *waste, *v, *m;
 
-  Room(const Winograd& c, int64_t positions)
-      : stride(c.channels + step),
-        memory(positions * (apart(stride) + apart(panel)) + panel + std::max(c.channels, panel) + step, 0.0f) {
-    v = memory.data() + (-(reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float)) & (step - 1));
+  Room(const Winograd& c, int64_t positions) : stride(c.channels + step) {
+    const int64_t widest = std::max(c.channels, panel);
+    memory.reset(new float[widest + panel + positions * (apart(stride) + apart(panel)) + step]);
+    zeros = memory.get() + (-(reinterpret_cast<uintptr_t>(memory.get()) / sizeof(float)) & (step - 1));
+    std::fill_n(zeros, widest, 0.0f);
+    waste = zeros + widest;
+    v = waste + panel;
     m = v + positions * apart(stride);
-    waste = m + positions * apart(panel);
-    zeros = waste + panel;
+  }
+
+  // Rows that are multiplied along with the last of `count` tiles, whose products nobody reads.
+  void pad(int64_t count, int64_t few, int64_t positions) const {
+    const int64_t more = (few - count % few) % few;
+    for (int64_t e = 0; e < positions; ++e) std::fill_n(v + e * apart(stride) + count * stride, more * stride, 0.0f);
   }
 };
 
@@ -156,6 +175,7 @@ FASTXAI_INLINE void run(const Call& call, int64_t begin, int64_t end) {
   for (int64_t first = begin; first < end; first += block) {
     const int64_t count = std::min(block, end - first);
     Registers::alone([&]() FASTXAI_BODY { gather<Scheme, Vector>(c, call.x, first, count, stride, room.zeros, v); });
+    room.pad(count, Registers::few, Scheme::positions);
     for (int64_t o = 0; o < c.outputs; o += panel) {
       const int64_t width = std::min(panel, c.outputs - o);
       const float* u = call.u + o * Scheme::positions * c.channels;
@@ -206,7 +226,13 @@ FASTXAI_INLINE void run(const Grad& call, int64_t begin, int64_t end) {
 
 template <class Registers, class Work>
 FASTXAI_INLINE void run(const Work& work, int64_t begin, int64_t end) {
-  work.conv.kernel == 3 ? run<Registers, Scheme<3>>(work, begin, end) : run<Registers, Scheme<5>>(work, begin, end);
+  if (work.conv.kernel == 5) {
+    run<Registers, Scheme<5, 2>>(work, begin, end);
+  } else if (work.conv.tile == 4) {
+    run<Registers, Scheme<3, 4>>(work, begin, end);
+  } else {
+    run<Registers, Scheme<3, 2>>(work, begin, end);
+  }
 }
 
 FASTXAI_FOR("x86-64-v4") void wide(const Call& call, int64_t begin, int64_t end) { run<Wide>(call, begin, end); }
@@ -218,8 +244,10 @@ int64_t tiles(const Winograd& c) {
   if (c.channels % step || c.outputs % step) {
     throw std::invalid_argument("winograd needs multiples of 16 channels, in and out");
   }
-  if (c.kernel != 3 && c.kernel != 5) throw std::invalid_argument("winograd needs a kernel of 3 or 5 pixels");
-  return c.rows * ((c.out_height + 1) / 2) * ((c.out_width + 1) / 2);
+  if (!(c.kernel == 3 && (c.tile == 2 || c.tile == 4)) && !(c.kernel == 5 && c.tile == 2)) {
+    throw std::invalid_argument("winograd needs a kernel of 3 pixels and tiles of 2 or 4, or of 5 and tiles of 2");
+  }
+  return c.rows * tiles_along(c.out_height, c.tile) * tiles_along(c.out_width, c.tile);
 }
 
 }  // namespace
@@ -228,7 +256,8 @@ void winograd_conv(const Winograd& conv, const float* x, const float* u, const f
                    int threads) {
   const Call call{conv, x, u, bias, y};
   const int64_t count = tiles(conv);
-  if (count * (conv.kernel + 1) * (conv.kernel + 1) * conv.channels * conv.outputs < serial) threads = 1;
+  const int64_t side = conv.kernel + conv.tile - 1;
+  if (count * side * side * conv.channels * conv.outputs < serial) threads = 1;
   parallel_for(count, grain, threads, [&](int64_t begin, int64_t end) {
     registers == 32 ? wide(call, begin, end) : narrow(call, begin, end);
   });

@@ -5,11 +5,12 @@
 
 namespace fastxai::cpu {
 
-// Stride, dilation and groups 1; a kernel of 3 or 5 pixels each way; `channels` of x and `outputs` of y in sixteens.
+// Stride, dilation and groups 1; a kernel of 3 pixels each way with tiles of 2 or 4 outputs, or of 5 pixels with tiles
+// of 2; `channels` of x and `outputs` of y in sixteens.
 struct Winograd {
   int64_t rows, height, width, out_height, out_width;
   int64_t padding_h, padding_w;
-  int64_t channels, outputs, kernel;
+  int64_t channels, outputs, kernel, tile;
 };
 
 // x: [rows, height, width, channels]; u: the packed kernel; bias: [outputs] or null; y: [rows, out_height, out_width,

@@ -16,13 +16,13 @@ constexpr int64_t block = 48;
 // that the positions of a tile fall into sets of the first-level cache of their own.
 FASTXAI_INLINE constexpr int64_t apart(int64_t stride) { return block * stride + step; }
 
-// The one-dimensional transforms of kernels of 3 and of 5 pixels, for tiles of two outputs.
-template <int kernel>
+// The one-dimensional transforms of kernels of 3 and of 5 pixels, for tiles of two or four outputs.
+template <int kernel, int outputs>
 struct Scheme;
 
 template <>
-struct Scheme<3> {
-  static constexpr int64_t side = 4, positions = 16;
+struct Scheme<3, 2> {
+  static constexpr int64_t side = 4, positions = 16, tile = 2;
   template <class Vector>  // B^T p
   static FASTXAI_INLINE void gather(const Vector (&p)[4], Vector (&d)[4]) {
     d[0] = p[0] - p[2];
@@ -44,9 +44,8 @@ struct Scheme<3> {
   }
 };
 
-// Points 0, +-a, +-b and infinity. Their squares and the product of these are exact.
-template <>
-struct Scheme<5> {
+// Six points: 0, +-a, +-b and infinity. Their squares and the product of these are exact.
+struct SixPoints {
   static constexpr int64_t side = 6, positions = 36;
   static constexpr float a = 0.625f, b = 1.5f, aa = a * a, bb = b * b;
   template <class Vector>
@@ -60,6 +59,11 @@ struct Scheme<5> {
     d[4] = even_b - odd_b;
     d[5] = aa * bb * p[1] - (aa + bb) * p[3] + p[5];
   }
+};
+
+template <>
+struct Scheme<5, 2> : SixPoints {
+  static constexpr int64_t tile = 2;
   template <class Vector>
   static FASTXAI_INLINE void spread(const Vector (&p)[2], Vector (&d)[6]) {
     const Vector of_a = a * p[1], of_b = b * p[1];
@@ -77,14 +81,41 @@ struct Scheme<5> {
   }
 };
 
+template <>
+struct Scheme<3, 4> : SixPoints {
+  static constexpr int64_t tile = 4;
+  template <class Vector>
+  static FASTXAI_INLINE void spread(const Vector (&p)[4], Vector (&d)[6]) {
+    const Vector even_a = p[0] + aa * p[2], odd_a = a * (p[1] + aa * p[3]);
+    const Vector even_b = p[0] + bb * p[2], odd_b = b * (p[1] + bb * p[3]);
+    d[0] = p[0];
+    d[1] = even_a + odd_a;
+    d[2] = even_a - odd_a;
+    d[3] = even_b + odd_b;
+    d[4] = even_b - odd_b;
+    d[5] = p[3];
+  }
+  template <class Vector>
+  static FASTXAI_INLINE void scatter(const Vector (&p)[6], Vector (&d)[4]) {
+    const Vector even_a = p[1] + p[2], even_b = p[3] + p[4];
+    const Vector odd_a = a * (p[1] - p[2]), odd_b = b * (p[3] - p[4]);
+    d[0] = p[0] + even_a + even_b;
+    d[1] = odd_a + odd_b;
+    d[2] = aa * even_a + bb * even_b;
+    d[3] = aa * odd_a + bb * odd_b + p[5];
+  }
+};
+
 // The tile of a number: its image, and its first output pixel.
 struct Tile {
   int64_t image, y, x;
 };
 
+FASTXAI_INLINE int64_t tiles_along(int64_t pixels, int64_t side) { return (pixels + side - 1) / side; }
+
 FASTXAI_INLINE Tile tile(const Winograd& c, int64_t number) {
-  const int64_t across = (c.out_width + 1) / 2, each = (c.out_height + 1) / 2 * across;
-  return {number / each, number % each / across * 2, number % across * 2};
+  const int64_t across = tiles_along(c.out_width, c.tile), each = tiles_along(c.out_height, c.tile) * across;
+  return {number / each, number % each / across * c.tile, number % across * c.tile};
 }
 
 // v[positions][apart]: B^T d B of every tile's pixels d; those outside the image are read from `zeros`.
@@ -122,23 +153,32 @@ FASTXAI_INLINE void gather(const Winograd& c, const float* source, int64_t first
   }
 }
 
-// n[positions][apart]: A nu A^T of `width` outputs of every tile's 2x2 pixels.
+// The addresses of a tile's output pixels in y or nu, `beyond` for those outside.
+template <int64_t side, class Float>
+FASTXAI_INLINE void outputs_of(const Winograd& c, const Tile& at, int64_t begin, Float* y, Float* beyond,
+                               Float* (&pixel)[side][side]) {
+  Float* corner = y + ((at.image * c.out_height + at.y) * c.out_width + at.x) * c.outputs + begin;
+  for (int64_t i = 0; i < side; ++i) {
+    for (int64_t j = 0; j < side; ++j) {
+      const bool inside = at.y + i < c.out_height && at.x + j < c.out_width;
+      pixel[i][j] = inside ? corner + (i * c.out_width + j) * c.outputs : beyond;
+    }
+  }
+}
+
+// n[positions][apart]: A nu A^T of `width` outputs of every tile's pixels.
 template <class Scheme, class Vector>
 FASTXAI_INLINE void spread(const Winograd& c, const float* nu, int64_t first, int64_t count, int64_t begin,
                            int64_t width, const float* zeros, float* n) {
-  constexpr int64_t side = Scheme::side;
+  constexpr int64_t side = Scheme::side, size = Scheme::tile;
   for (int64_t t = 0; t < count; ++t) {
-    const Tile at = tile(c, first + t);
-    const float* corner = nu + ((at.image * c.out_height + at.y) * c.out_width + at.x) * c.outputs + begin;
-    const bool right = at.x + 1 < c.out_width, below = at.y + 1 < c.out_height;
-    const float* pixel[2][2] = {{corner, right ? corner + c.outputs : zeros},
-                                {below ? corner + c.out_width * c.outputs : zeros,
-                                 right && below ? corner + (c.out_width + 1) * c.outputs : zeros}};
+    const float* pixel[size][size];
+    outputs_of(c, tile(c, first + t), begin, nu, zeros, pixel);
     for (int64_t k = 0; k < width; k += lanes<Vector>) {
-      Vector s[side][2];
-      FASTXAI_UNROLL for (int64_t j = 0; j < 2; ++j) {
-        Vector p[2], q[side];
-        FASTXAI_UNROLL for (int64_t i = 0; i < 2; ++i) load(pixel[i][j] + k, p[i]);
+      Vector s[side][size];
+      FASTXAI_UNROLL for (int64_t j = 0; j < size; ++j) {
+        Vector p[size], q[side];
+        FASTXAI_UNROLL for (int64_t i = 0; i < size; ++i) load(pixel[i][j] + k, p[i]);
         Scheme::spread(p, q);
         FASTXAI_UNROLL for (int64_t i = 0; i < side; ++i) s[i][j] = q[i];
       }
@@ -156,27 +196,23 @@ FASTXAI_INLINE void spread(const Winograd& c, const float* nu, int64_t first, in
 template <class Scheme, class Vector>
 FASTXAI_INLINE void scatter(const Winograd& c, const float* bias, int64_t first, int64_t count, const float* m,
                             int64_t begin, int64_t width, float* waste, float* y) {
-  constexpr int64_t side = Scheme::side;
+  constexpr int64_t side = Scheme::side, size = Scheme::tile;
   for (int64_t t = 0; t < count; ++t) {
-    const Tile at = tile(c, first + t);
-    float* corner = y + ((at.image * c.out_height + at.y) * c.out_width + at.x) * c.outputs + begin;
-    const bool right = at.x + 1 < c.out_width, below = at.y + 1 < c.out_height;
-    float* pixel[2][2] = {{corner, right ? corner + c.outputs : waste},
-                          {below ? corner + c.out_width * c.outputs : waste,
-                           right && below ? corner + (c.out_width + 1) * c.outputs : waste}};
+    float* pixel[size][size];
+    outputs_of(c, tile(c, first + t), begin, y, waste, pixel);
     for (int64_t k = 0; k < width; k += lanes<Vector>) {
-      Vector b = {}, s[2][side];
+      Vector b = {}, s[size][side];
       if (bias) load(bias + begin + k, b);
       FASTXAI_UNROLL for (int64_t j = 0; j < side; ++j) {
-        Vector p[side], q[2];
+        Vector p[side], q[size];
         FASTXAI_UNROLL for (int64_t i = 0; i < side; ++i) load(m + (i * side + j) * apart(panel) + t * panel + k, p[i]);
         Scheme::scatter(p, q);
-        FASTXAI_UNROLL for (int64_t i = 0; i < 2; ++i) s[i][j] = q[i];
+        FASTXAI_UNROLL for (int64_t i = 0; i < size; ++i) s[i][j] = q[i];
       }
-      FASTXAI_UNROLL for (int64_t i = 0; i < 2; ++i) {
-        Vector q[2];
+      FASTXAI_UNROLL for (int64_t i = 0; i < size; ++i) {
+        Vector q[size];
         Scheme::scatter(s[i], q);
-        FASTXAI_UNROLL for (int64_t j = 0; j < 2; ++j) store(pixel[i][j] + k, q[j] + b);
+        FASTXAI_UNROLL for (int64_t j = 0; j < size; ++j) store(pixel[i][j] + k, q[j] + b);
       }
     }
   }

@@ -1,4 +1,4 @@
-"""Which attacks may have their iterations recorded in CUDA graphs (``fastxai.compile(capture=True)``)."""
+"""Which attacks may have their iterations recorded (``fastxai.compile(capture=True)``)."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class _Best:
 
 
 class _Iteration:
-    """One iteration as a function of its number, recorded in a CUDA graph where the net has such.
+    """One iteration as a function of its number, recorded where the net captures.
 
     What changes between steps and is no image lies on the device then: beta, and Adam's numbers and state.
     """
@@ -90,8 +90,8 @@ class _Iteration:
     def __init__(self, task: Task, optimizer: Optimizer, box: Box) -> None:
         self.task, self.optimizer, self.box, self.view = task, optimizer, box, task.net
         images = task.rows.images
-        # The compiled kernels take no beta from memory.
-        numbers = task.betas is not None and _backend.chosen() in ("cpu", "cuda")
+        # These kernels take no beta from memory.
+        numbers = task.betas is not None and _backend.chosen() == "cuda"
         self.graphs = None if numbers else graphs_for(task.attack.explainer, images, task.attack.steps)
         self.betas: Tensor | None = None
         self.reads: tuple[Tensor, ...] = ()

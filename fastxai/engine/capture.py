@@ -1,7 +1,7 @@
-"""Captured functions: device work that is launched once, recorded in a CUDA graph and replayed from then on.
+"""Captured functions: work that is launched once, recorded and replayed from then on, on a GPU as a CUDA graph.
 
-A pass through a small network is hundreds of launches of a few microseconds each, so that a GPU waits for Python. A
-graph launches them all at once. What it does is fixed when it is recorded, addresses and numbers included, hence:
+A pass through a small network is hundreds of launches of a few microseconds each, so that a device waits for Python. A
+recording launches them all at once. What it does is fixed when it is recorded, addresses and numbers included, hence:
 
     inputs    are copied into static buffers before every replay
     outputs   are copied out of the graph's memory after it: the caller owns them
@@ -10,14 +10,13 @@ graph launches them all at once. What it does is fixed when it is recorded, addr
     numbers   of Python, a step or a sharpness, are frozen; those that change must be tensors, inputs or reads
 
 Nothing is run twice: a function's first two calls are ordinary ones (the first compiles kernels and lets the vendor's
-libraries choose theirs, the second is watched for waits), at the third it is recorded and replayed. Where recording
-fails it is called again, so it must change nothing on the host.
+libraries choose theirs, the second is watched for waits), the third is recorded, and on a GPU replayed, since recording
+runs nothing there. Where that fails it is called again, so it must change nothing on the host.
 """
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,55 +29,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fastxai import _backend, _check
+from fastxai.engine.recorder import Ran, Recorder, Recording
+from fastxai.engine.tape import TapeRecorder
 
-__all__ = ["BOUND", "Graphs", "Recorder", "Recording"]
+__all__ = ["BOUND", "CudaRecorder", "Graphs"]
 
 # Graphs of one network that are kept, the last ones used: each holds its buffers and a share of one pool of memory.
 BOUND = 8
 # Ordinary calls before a function is recorded.
 _WARM = 2
-
-
-class Recording(ABC):
-    """One recorded call.
-
-    Attributes:
-        outputs: what the function returned; every replay fills these tensors anew.
-        pool: the memory of the recorded call, which others on the same device may share.
-    """
-
-    def __init__(self, outputs: Any, pool: Any) -> None:
-        self.outputs, self.pool = outputs, pool
-
-    @abstractmethod
-    def replay(self) -> None:
-        """Run the recorded work again."""
-
-
-class Recorder(ABC):
-    """How functions of no arguments are run and recorded on a device.
-
-    Attributes:
-        busy: it runs or records one now; what that calls in its turn is a part of it.
-    """
-
-    busy: bool = False
-
-    @abstractmethod
-    def serves(self, device: torch.device) -> bool:
-        """Return whether calls on this device can be recorded now."""
-
-    @abstractmethod
-    def run(self, function: Callable[[], Any], device: torch.device, *, watch: bool) -> tuple[Any, str]:
-        """Return (what the function returns, where it waited for the device: "" if it did not or was not watched)."""
-
-    @abstractmethod
-    def record(self, function: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
-        """Record one call; RuntimeError says why it cannot be."""
-
-    @abstractmethod
-    def follow(self, device: torch.device) -> None:
-        """Order what comes next on the current stream after the last replay, which uses the same memory."""
 
 
 class _CudaRecording(Recording):
@@ -187,7 +146,7 @@ class _Entry:
 
 
 class Graphs:
-    """Functions of tensors, recorded at their third call and replayed from then on; on a CPU, ordinary calls.
+    """Functions of tensors, recorded at their third call and replayed from then on.
 
     At most ``bound`` are kept, the last ones used. They share one pool of memory, which is safe because each replay
     begins with its inputs and ends with copies of its outputs: no two may run at once, so one object of this class
@@ -205,21 +164,27 @@ class Graphs:
     """
 
     def __init__(self, bound: int = BOUND, recorder: Recorder | None = None) -> None:
-        """Keep at most ``bound`` recordings; ``recorder`` makes them (by default of CUDA graphs)."""
+        """Keep at most ``bound`` recordings; ``recorder`` makes them (by default CUDA graphs and a CPU's tapes)."""
         whole = isinstance(bound, int) and not isinstance(bound, bool) and bound > 0
         _check.require(whole, "bound", "be a positive int", bound)
         self.bound = bound
-        self._recorder: Recorder = CudaRecorder() if recorder is None else recorder
+        self._recorders = (CudaRecorder(), TapeRecorder()) if recorder is None else (recorder,)
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._announced: set[str] = set()
 
     def serves(self, x: Tensor) -> bool:
         """Return whether calls on inputs like x are recorded."""
-        return x.numel() > 0 and not self._recorder.busy and self._recorder.serves(x.device)
+        return x.numel() > 0 and self._recorder(x.device) is not None
 
     def another(self) -> Graphs:
         """Return new ones, empty, with the same settings."""
-        return Graphs(self.bound, self._recorder)
+        other = Graphs(self.bound)
+        other._recorders = self._recorders
+        return other
+
+    def _recorder(self, device: torch.device) -> Recorder | None:
+        """Return who records calls on this device now."""
+        return next((r for r in self._recorders if not r.busy and r.serves(device)), None)
 
     def __len__(self) -> int:
         return sum(entry.recording is not None for entry in self._entries.values())
@@ -251,16 +216,17 @@ class Graphs:
         """
         first = inputs[0]
         assert first is not None
-        if not self.serves(first):
+        recorder = self._recorder(first.device) if first.numel() else None
+        if recorder is None:
             return function(*inputs)
         layout = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
         entry = self._entry((name, key, layout, first.device, _settings(first.device)), first.device, reads)
         if entry.recording is None:
-            known = self._ordinary(name, function, inputs, entry)
+            known = self._ordinary(name, function, inputs, entry, recorder)
             if known is not None:
                 return known[0]
         assert entry.recording is not None
-        self._recorder.follow(entry.device)
+        recorder.follow(entry.device)
         self._fill(entry, inputs)
         entry.recording.replay()
         return _copied(entry.recording.outputs)
@@ -277,39 +243,36 @@ class Graphs:
         return entry
 
     def _ordinary(
-        self, name: str, function: Callable[..., Any], inputs: Sequence[Tensor | None], entry: _Entry
+        self,
+        name: str,
+        function: Callable[..., Any],
+        inputs: Sequence[Tensor | None],
+        entry: _Entry,
+        recorder: Recorder,
     ) -> tuple[Any] | None:
-        """Make an ordinary call and return its result, or record and return None."""
+        """Make an ordinary call and return its result, or record one and return None where it has not run."""
         entry.calls += 1
         if entry.refused:
             return (function(*inputs),)
         if entry.calls < _WARM:
-            with self._busy():
-                return (self._recorder.run(lambda: function(*inputs), entry.device, watch=False)[0],)
+            with _busy(recorder):
+                return (recorder.run(lambda: function(*inputs), entry.device, watch=False)[0],)
         # From here on in the buffers: kernels are compiled for addresses like theirs.
         self._fill(entry, inputs)
         call = partial(function, *entry.buffers)
         if entry.calls == _WARM:
-            with self._busy():
-                result, reason = self._recorder.run(call, entry.device, watch=True)
+            with _busy(recorder):
+                result, reason = recorder.run(call, entry.device, watch=True)
             if reason:
                 self._refuse(name, entry, reason)
             return (_copied(result),)
         try:
-            with self._busy():
-                entry.recording = self._recorder.record(call, entry.device, self._pool(entry.device))
+            with _busy(recorder):
+                entry.recording = recorder.record(call, entry.device, self._pool(entry.device))
         except RuntimeError as error:
             self._refuse(name, entry, f"{type(error).__name__}: {error}".splitlines()[0])
-            return (function(*inputs),)
-        return None
-
-    @contextmanager
-    def _busy(self) -> Iterator[None]:
-        self._recorder.busy = True
-        try:
-            yield
-        finally:
-            self._recorder.busy = False
+            return (error.result if isinstance(error, Ran) else function(*inputs),)
+        return (_copied(entry.recording.outputs),) if entry.recording.ran else None
 
     def _fill(self, entry: _Entry, inputs: Sequence[Tensor | None]) -> None:
         """Copy the inputs into the entry's buffers."""
@@ -331,7 +294,16 @@ class Graphs:
         entry.refused, entry.buffers = True, []
         if reason not in self._announced:
             self._announced.add(reason)
-            warnings.warn(f"{name} is not captured in a CUDA graph and runs as usual. Cause: {reason}", stacklevel=5)
+            warnings.warn(f"{name} is not captured and runs as usual. Cause: {reason}", stacklevel=5)
+
+
+@contextmanager
+def _busy(recorder: Recorder) -> Iterator[None]:
+    recorder.busy = True
+    try:
+        yield
+    finally:
+        recorder.busy = False
 
 
 def _copied(result: Any) -> Any:
@@ -349,6 +321,7 @@ def _settings(device: torch.device) -> tuple[Any, ...]:
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     return (
         _backend.chosen(),
+        torch.get_num_threads() if device.type == "cpu" else 0,
         cudnn.enabled,
         cudnn.benchmark,
         cudnn.deterministic,

@@ -35,9 +35,9 @@ def compile(
         surrogate: how ReLU-like activations bend at order 1: "curvature" ([F]: s'' = beta p(1-p), forward and map are
             ReLU's) or "none" (s'' = 0 on purpose); an error beside ``activation``.
         fallback: run everything on plain autograd (maps are then differentiable any number of times).
-        capture: on a GPU, record scores, gradients, Hessian-vector products and the iterations of attacks in CUDA
-            graphs at their third call for a shape, and replay them: for networks and batches so small that launching
-            takes longer than computing. The same numbers; each of the eight graphs kept holds memory of its own.
+        capture: record scores, gradients, Hessian-vector products and the iterations of attacks at their third call for
+            a shape, and replay them, on a GPU as CUDA graphs: for networks and batches so small that Python takes
+            longer than computing. The same numbers; each of the eight recordings kept holds memory of its own.
 
     Raises:
         TypeError: model is no module.

@@ -251,5 +251,6 @@ def _into_place(old: Any, new: Any, shared: set[int], owned: set[int]) -> Any:
 
     if isinstance(new, tuple):
         olds = old if isinstance(old, tuple) and len(old) == len(new) else (None,) * len(new)
-        return tuple(_into_place(o, n, shared, owned) for n, o in zip(new, olds, strict=True))
+        parts = [_into_place(o, n, shared, owned) for n, o in zip(new, olds, strict=True)]
+        return type(new)(*parts) if hasattr(new, "_fields") else tuple(parts)
     return settle(new, old)

@@ -82,6 +82,8 @@ def _take(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> T
     if capsule is None:  # torch says in its own words that there is no memory
         return torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype)
     out = from_dlpack(capsule)
+    if (notes := _native.writer.get()) is not None:
+        notes.keep(out)
     if torch.are_deterministic_algorithms_enabled() and deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
         out.fill_(float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max)
     return out

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from contextvars import ContextVar
+from functools import cache, partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastxai import _backend
 
-__all__ = ["DTYPES", "alike", "channels_last", "dense", "function", "is_channels_last", "launch", "vector_registers"]
+__all__ = [
+    "DTYPES", "Writer", "alike", "call", "channels_last", "dense", "function", "is_channels_last", "launch",
+    "vector_registers", "writer",
+]  # fmt: skip
 
 # The numbers by which csrc/module.cpp chooses a type.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -30,19 +34,52 @@ def function(name: str) -> Callable[..., None]:
     return found
 
 
+class Writer(Protocol):
+    """Who writes down what the cpu kernels are called with, to call them again: ``fastxai.engine.tape``."""
+
+    def write(self, step: Callable[[], Any]) -> None:
+        """Note a call."""
+
+    def keep(self, x: Tensor) -> None:
+        """Hold memory that kernels know by its address."""
+
+
+writer: ContextVar[Writer | None] = ContextVar("fastxai_writer", default=None)
+
+
 @cache
 def vector_registers() -> int:
     """Return how many vector registers the products of the cpu backend may use here; 0 where they have no kernel."""
     return 0 if _backend.available()["cpu"] else function("cpu_vector_registers")()  # type: ignore[return-value]
 
 
+def call(name: str, *args: Any) -> None:
+    """Call a cpu kernel, and write the call down where somebody does so."""
+    kernel = function(name)
+    kernel(*args)
+    if (notes := writer.get()) is not None:
+        notes.write(partial(kernel, *args))
+
+
 def launch(backend: str, name: str, x: Tensor, *args: Any) -> None:
-    """Call a compiled kernel with torch's thread count ("cpu") or the current stream of x's device ("cuda")."""
-    if backend == "cpu":
-        function("cpu_" + name)(*args, torch.get_num_threads())
-    else:
+    """Call a compiled kernel with torch's thread count ("cpu") or the current stream of x's device ("cuda").
+
+    An argument of a cpu kernel that is a function is called at every launch, one that is written down at every replay.
+    """
+    if backend != "cpu":
         with torch.cuda.device(x.device):
             function("cuda_" + name)(*args, torch.cuda.current_stream().cuda_stream)
+    elif any(map(callable, args)):
+        kernel, threads = function("cpu_" + name), torch.get_num_threads()
+
+        def step() -> None:
+            kernel(*[arg() if callable(arg) else arg for arg in args], threads)
+
+        step()
+        if (notes := writer.get()) is not None:
+            notes.write(step)
+    else:
+        call("cpu_" + name, *args, torch.get_num_threads())
 
 
 def is_channels_last(x: Tensor) -> bool:

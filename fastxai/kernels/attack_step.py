@@ -160,7 +160,7 @@ def adam_clamp(
         frozen: [N] bool or None: samples that stay as they are.
 
     Raises:
-        TypeError: frozen is not boolean, or t a tensor where the kernel takes numbers.
+        TypeError: frozen is not boolean.
         ValueError: shapes, dtypes or devices do not belong together, or t is below 1.
     """
     box, frozen = _check_box(x, *box, frozen)
@@ -183,11 +183,11 @@ def adam_clamp(
         return _adam_clamp_reference((x, gradient, m, v), rates, box, frozen)
     dense_x, dense_g, dense_m, dense_v = _native.alike(x, gradient, m, v)
     if backend == "cpu":
-        _check.require(not isinstance(t, Tensor), "t", "be an int for the kernel of 'cpu'", "a tensor", TypeError)
-        out = torch.empty_like(dense_x)
+        out, moving = torch.empty_like(dense_x), rates.numpy() if isinstance(t, Tensor) else None
+        constants = BETA_1, BETA_2, EPS
+        numbers = (*constants, *rates) if moving is None else lambda: (*constants, *moving.tolist())
         _native.launch(
-            "cpu", "attack_step_adam", dense_x, _native.DTYPES[x.dtype], geometry(dense_x),
-            (BETA_1, BETA_2, EPS, *rates),
+            "cpu", "attack_step_adam", dense_x, _native.DTYPES[x.dtype], geometry(dense_x), numbers,
             *map(_address, (dense_x, dense_g, dense_m, dense_v, *box, frozen, out)),
         )  # fmt: skip
     else:  # Triton serves "cuda" too

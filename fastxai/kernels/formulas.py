@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ class Activation:
     Args:
         name: one of ``NAMES``.
         beta: sharpness of softplus, or of the curvature surrogate of a ReLU-like activation; > 0. Or a tensor as
-            ``dials`` says, which captured calls follow where a number would be frozen; the compiled kernels take none.
+            ``dials`` says, which captured calls follow where a number would be frozen; the kernels of "cuda" take none.
         alpha: the negative slope of leaky_relu, the scale of elu.
         second: "own" second derivative, or for ReLU-like ones "curvature" ([F]: s'' = beta p(1-p)) or "none".
 
@@ -94,11 +95,18 @@ class Activation:
         return NAMES.index(self.name)
 
     @cached_property
-    def scalars(self) -> tuple[int, int, float, float]:
-        """How the compiled kernels take this activation: code, number of the second derivative, beta, alpha."""
-        number = not isinstance(self.beta, Tensor)
-        _check.require(number, "beta", "be a number for the kernels of 'cpu' and 'cuda'", "a tensor", TypeError)
-        return self.code, SECOND.index(self.second), float(self.beta), float(self.alpha)
+    def scalars(self) -> tuple[int, int, Any, float]:
+        """How the compiled kernels take this activation: code, number of the second derivative, beta, alpha.
+
+        Beta that lies in memory is a function, which ``_native.launch`` calls.
+        """
+        beta: Any = self.beta
+        if isinstance(beta, Tensor):
+            _check.require(
+                beta.device.type == "cpu", "beta", "be a number for the kernels of 'cuda'", "a tensor", TypeError
+            )
+            beta = beta.numpy()[:1].item
+        return self.code, SECOND.index(self.second), beta, float(self.alpha)
 
     @cached_property
     def flat(self) -> bool:

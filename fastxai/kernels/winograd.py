@@ -1,40 +1,47 @@
-"""3x3 and 5x5 convolutions of stride 1 by Winograd's tiles: 16 multiply-adds for four pixels, not 36; 36, not 100.
+"""3x3 and 5x5 convolutions of stride 1 by Winograd's tiles: a quarter, or 36 in 100, of the multiply-adds.
 
 Contract (C and O multiples of 16, one group, dilation 1, K = 3 or 5):
 
     x [R, C, H, W], W [O, C, K, K] -> y [R, O, Ho, Wo], plus b [O] where there is one
-    for every 2x2 tile of y, over its (K+1)x(K+1) pixels d of x:   y = A^T [sum_c (G W G^T) * (B^T d B)] A
+    for every TxT tile of y, over its (K+T-1)x(K+T-1) pixels d of x:   y = A^T [sum_c (G W G^T) * (B^T d B)] A
 
-    K = 3:   A^T = 1 1  1  0     B^T = 1  0 -1  0     G =   1    0    0
-                   0 1 -1 -1           0  1  1  0          1/2  1/2  1/2
-                                       0 -1  1  0          1/2 -1/2  1/2
-                                       0  1  0 -1           0    0    1
+    K = 3, T = 2:   A^T = 1 1  1  0     B^T = 1  0 -1  0     G =   1    0    0
+                          0 1 -1 -1           0  1  1  0          1/2  1/2  1/2
+                                              0 -1  1  0          1/2 -1/2  1/2
+                                              0  1  0 -1           0    0    1
 
-    K = 5, points a = 5/8, b = 3/2:
+    K = 3, T = 4 and K = 5, T = 2, points a = 5/8, b = 3/2:
 
-             A^T = 1 1  1 1  1 0     B^T = a^2 b^2    0   -a^2-b^2    0    1  0     G = e(0) / (a^2 b^2)
-                   0 a -a b -b 1             0     -a b^2   -b^2      a    1  0         e(a) / (2 a^2 (a^2-b^2))
-                                             0      a b^2   -b^2     -a    1  0         e(-a) / (2 a^2 (a^2-b^2))
-                                             0     -a^2 b   -a^2      b    1  0         e(b) / (2 b^2 (b^2-a^2))
-                                             0      a^2 b   -a^2     -b    1  0         e(-b) / (2 b^2 (b^2-a^2))
-                                             0    a^2 b^2     0   -a^2-b^2  0  1        0 0 0 0 1
-             e(p) = 1 p p^2 p^3 p^4
+                    A^T = 1  1   1   1   1   0     B^T = a^2 b^2    0   -a^2-b^2    0    1  0
+                          0  a  -a   b  -b   0             0     -a b^2   -b^2      a    1  0
+                          0 a^2 a^2 b^2 b^2  0             0      a b^2   -b^2     -a    1  0
+                          0 a^3-a^3 b^3-b^3  1             0     -a^2 b   -a^2      b    1  0
+                    (the first T rows, the 1 at the        0      a^2 b   -a^2     -b    1  0
+                    end always in the last one)            0    a^2 b^2     0   -a^2-b^2  0  1
+
+                    G = e(0) / (a^2 b^2)                   e(p) = 1 p p^2 .. p^(K-1)
+                        e(a), e(-a) / (2 a^2 (a^2-b^2))
+                        e(b), e(-b) / (2 b^2 (b^2-a^2))
+                        0 .. 0 1
 
     dW = G^T [sum over tiles of (B^T d B) (x) (A nu A^T)] G      for a cotangent nu of y
 
 (Lavin, Gray: Fast algorithms for convolutional neural networks, 2016.) Sums run over C products instead of K^2 C, in
-runs of 32. For K = 3 they err no more than a direct sum: relative to the result by 2.0e-7 to 2.4e-7 for C of 32 to 512,
-where oneDNN errs by 2.1e-7 to 2.3e-7, on channels-last input by 2.9e-7 to 1.2e-6. For K = 5 by 6.6e-7 to 7.4e-7,
-oneDNN by 3.3e-7 to 3.5e-7, on channels-last input by 4.8e-7 to 1.2e-6. oneDNN has no Winograd convolution on x86; in
-cpu time of a Zen 4 core it takes, for K = 3, 1.3 (16 channels) to 1.8 times as long (from 128 on), for the weight
-gradient 1.4 to 2.1 times; with AVX2 alone 1.1 to 1.7 and 1.1 to 2.4 times. For K = 5 1.7 (32 channels) to 2.1 times
-(256), for the weight gradient 1.1 to 1.7 times; with AVX2 alone 1.6 to 1.9 and 1.0 to 1.6 times.
-There is a cpu kernel, float32 and channels-last.
+runs of 32. Errors relative to the result, C of 16 to 512:
+
+    K = 3, T = 2: 1.6e-7 .. 2.4e-7   T = 4: 4.7e-7 .. 7.0e-7   oneDNN: 2.1e-7 .. 2.3e-7, channels-last to 1.2e-6
+    K = 5, T = 2: 6.6e-7 .. 7.4e-7                             oneDNN: 3.3e-7 .. 3.5e-7, channels-last to 1.2e-6
+
+oneDNN has no Winograd convolution on x86; in cpu time of a Zen 4 core it takes, for K = 3, 1.7 (16 channels), 2.5 (32)
+to 3.0 times as long (256), for the weight gradient 1.1 to 2.6 times; with AVX2 alone 1.9 to 3.1 and 1.4 to 3.7 times.
+For K = 5 1.7 (32 channels) to 2.1 times (256), for the weight gradient 1.1 to 1.7 times; with AVX2 alone 1.6 to 1.9 and
+1.0 to 1.6 times. There is a cpu kernel, float32 and channels-last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,30 +49,60 @@ from torch import Tensor
 from fastxai import _backend
 from fastxai.kernels import _memory, _native
 
-__all__ = ["conv", "fits", "pack", "serves", "weight_grad"]
+__all__ = ["Packed", "Scheme", "conv", "pack", "scheme", "serves", "weight_grad"]
 
 # Outputs that are stored side by side for every channel.
 _PANEL = 32
 # Work, in multiply-adds, for which another thread is woken; and bytes of all threads' sums.
 _PIECE, _SUMS = 1 << 22, 256 << 20
 _G3 = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-# The finite points of K = 5, as in csrc/cpu/winograd_tiles.h.
+# The finite points of the 6x6 transforms, as in csrc/cpu/winograd_tiles.h.
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
 
-def fits(weight: Tensor, out: Sequence[int]) -> bool:
-    """True if a kernel [O, C, KH, KW] is one of these, and tiles make images ``out`` (height, width) faster with it."""
+class Scheme(NamedTuple):
+    """The side of a kernel, and of a tile of outputs."""
+
+    kernel: int
+    tile: int
+
+    @property
+    def positions(self) -> int:
+        """How many products a tile takes."""
+        return (self.kernel + self.tile - 1) ** 2
+
+    def tiles(self, out: Sequence[int]) -> int:
+        """Return how many tiles cover an image ``out`` (height, width)."""
+        return -(-out[0] // self.tile) * -(-out[1] // self.tile)
+
+
+_LARGE = Scheme(3, 4)
+# Of these tiles, from which on a weight gradient gains more by them than its sums, of 36 positions not 16, cost.
+_MANY = 256
+
+
+class Packed(NamedTuple):
+    """G W G^T in the kernel's order."""
+
+    u: Tensor
+    scheme: Scheme
+
+
+def scheme(weight: Tensor, out: Sequence[int]) -> Scheme | None:
+    """Return the fastest tiles for a kernel [O, C, KH, KW] and images ``out`` (height, width), None if none pay."""
     o, c, *kernel = weight.shape
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or o % 16 or c % 16:
-        return False
+        return None
     if kernel not in ([3, 3], [5, 5]) or not _native.vector_registers():
-        return False
+        return None
     # The transforms of 5x5 tiles pay from 1024 pairs of channels on: 16 to 32 take the vendor's time.
     if kernel[0] == 5 and o * c < 32 * 32:
-        return False
+        return None
+    found = [Scheme(3, 2), _LARGE] if kernel[0] == 3 else [Scheme(5, 2)]
+    work = {s.positions * s.tiles(out): s for s in reversed(found)}
+    least = min(work)
     # At least a fifth of the multiply-adds has to remain as gain, tiles being cut at the edges.
-    direct = kernel[0] ** 2 * out[0] * out[1]
-    return 1.25 * _positions(kernel[0]) * -(-out[0] // 2) * -(-out[1] // 2) <= direct
+    return work[least] if 1.25 * least <= kernel[0] ** 2 * out[0] * out[1] else None
 
 
 def serves(x: Tensor) -> bool:
@@ -73,38 +110,34 @@ def serves(x: Tensor) -> bool:
     return x.dtype == torch.float32 and _backend.pick(x) == "cpu"
 
 
-def _positions(kernel: int) -> int:
-    """Return how many products a tile takes."""
-    return (kernel + 1) ** 2
-
-
-def _transform(kernel: int) -> Tensor:
-    """Return W -> G W G^T as a matrix [(K+1)^2, K^2]."""
-    g = torch.tensor(_G3, dtype=torch.float64)
-    if kernel == 5:
+def _transform(scheme: Scheme) -> Tensor:
+    """Return W -> G W G^T as a matrix [positions, K^2]."""
+    if scheme == (3, 2):
+        g = torch.tensor(_G3, dtype=torch.float64)
+    else:
         points = torch.tensor(_POINTS, dtype=torch.float64)
         apart = (points[:, None] - points).fill_diagonal_(1).prod(1)
-        last = torch.tensor([[0, 0, 0, 0, 1.0]], dtype=torch.float64)
-        g = torch.cat([points[:, None] ** torch.arange(5) / apart[:, None], last])
+        powers = points[:, None] ** torch.arange(scheme.kernel)
+        infinity = torch.eye(scheme.kernel, dtype=torch.float64)[-1:]
+        g = torch.cat([powers / apart[:, None], infinity])
     return torch.kron(g, g)
 
 
-def pack(weight: Tensor) -> Tensor:
-    """Return G W G^T of W [O, C, K, K] in the kernel's order: panels of outputs [(K+1)^2, C, 32 (the last: or 16)]."""
+def pack(weight: Tensor, scheme: Scheme) -> Packed:
+    """Return G W G^T of W [O, C, K, K] in panels of outputs [positions, C, 32 (the last: or 16)]."""
     o, c, kernel, _ = weight.shape
-    u = _transform(kernel) @ weight.double().permute(2, 3, 1, 0).reshape(kernel**2, c * o)
-    return torch.cat([part.flatten() for part in u.float().view(-1, c, o).split(_PANEL, 2)])
+    u = _transform(scheme) @ weight.double().permute(2, 3, 1, 0).reshape(kernel**2, c * o)
+    return Packed(torch.cat([part.flatten() for part in u.float().view(-1, c, o).split(_PANEL, 2)]), scheme)
 
 
-def unpack(u: Tensor, channels: int, kernel: int) -> Tensor:
+def unpack(u: Tensor, channels: int, scheme: Scheme) -> Tensor:
     """Return G^T U G [O, C, K, K], the adjoint of ``pack``."""
-    positions = _positions(kernel)
-    panels = [part.view(positions, channels, -1) for part in u.split(positions * channels * _PANEL)]
-    w = _transform(kernel).T @ torch.cat(panels, 2).double().flatten(1)
-    return w.float().view(kernel, kernel, channels, -1).permute(3, 2, 0, 1)
+    panels = [part.view(scheme.positions, channels, -1) for part in u.split(scheme.positions * channels * _PANEL)]
+    w = _transform(scheme).T @ torch.cat(panels, 2).double().flatten(1)
+    return w.float().view(scheme.kernel, scheme.kernel, channels, -1).permute(3, 2, 0, 1)
 
 
-def conv(x: Tensor, packed: Tensor, bias: Tensor | None, padding: tuple[int, int], kernel: int) -> Tensor:
+def conv(x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
     """Return y [R, O, Ho, Wo] in channels-last.
 
     Args:
@@ -112,40 +145,39 @@ def conv(x: Tensor, packed: Tensor, bias: Tensor | None, padding: tuple[int, int
         packed: from ``pack``.
         bias: [O], or None.
         padding: zeros around x.
-        kernel: K.
     """
-    return _run(x, packed, bias, padding, kernel, _native.vector_registers())
+    return _run(x, packed, bias, padding, _native.vector_registers())
 
 
-def _run(
-    x: Tensor, packed: Tensor, bias: Tensor | None, padding: tuple[int, int], kernel: int, registers: int
-) -> Tensor:
+def _run(x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int], registers: int) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     rows, channels, height, width = x.shape
-    outputs = packed.numel() // (_positions(kernel) * channels)
-    out_height, out_width = (n + 2 * p - kernel + 1 for n, p in zip((height, width), padding, strict=True))
+    scheme = packed.scheme
+    outputs = packed.u.numel() // (scheme.positions * channels)
+    out_height, out_width = (n + 2 * p - scheme.kernel + 1 for n, p in zip((height, width), padding, strict=True))
     y = _memory.empty((rows, outputs, out_height, out_width), x, last=True)
     if y.numel():
-        geometry = (rows, height, width, out_height, out_width, *padding, channels, outputs, kernel)
+        geometry = (rows, height, width, out_height, out_width, *padding, channels, outputs, *scheme)
         start = 0 if bias is None else (bias := bias.contiguous()).data_ptr()
-        addresses = (x.data_ptr(), packed.data_ptr(), start, y.data_ptr())
+        addresses = (x.data_ptr(), packed.u.data_ptr(), start, y.data_ptr())
         _native.launch("cpu", "winograd_conv", x, geometry, *addresses, registers)
     return y
 
 
 def weight_grad(x: Tensor, nu: Tensor, padding: tuple[int, int], kernel: int) -> Tensor:
-    """Return dW [O, C, K, K] of a cotangent nu [R, O, Ho, Wo] of y; x, padding and kernel as in ``conv``."""
-    return _sum(x, nu, padding, kernel, _native.vector_registers())
+    """Return dW [O, C, K, K] of a cotangent nu [R, O, Ho, Wo] of y; x and padding as in ``conv``."""
+    large = kernel == 3 and len(nu) * _LARGE.tiles(nu.shape[2:]) >= _MANY
+    return _sum(x, nu, padding, _LARGE if large else Scheme(kernel, 2), _native.vector_registers())
 
 
-def _sum(x: Tensor, nu: Tensor, padding: tuple[int, int], kernel: int, registers: int) -> Tensor:
+def _sum(x: Tensor, nu: Tensor, padding: tuple[int, int], scheme: Scheme, registers: int) -> Tensor:
     x, nu = x.contiguous(memory_format=torch.channels_last), nu.contiguous(memory_format=torch.channels_last)
     rows, channels, height, width = x.shape
     outputs, out_height, out_width = nu.shape[1:]
-    size = _positions(kernel) * channels * outputs
-    most = min(torch.get_num_threads(), _SUMS // (4 * size), nu[:, 0].numel() // 4 * size // _PIECE)
+    size = scheme.positions * channels * outputs
+    most = min(torch.get_num_threads(), _SUMS // (4 * size), nu[:, 0].numel() // scheme.tile**2 * size // _PIECE)
     sums = _memory.empty((max(1, most), size), x)
-    geometry = (rows, height, width, out_height, out_width, *padding, channels, outputs, kernel)
+    geometry = (rows, height, width, out_height, out_width, *padding, channels, outputs, *scheme)
     addresses = (x.data_ptr(), nu.data_ptr(), sums.data_ptr())
-    _native.function("cpu_winograd_weight_grad")(geometry, *addresses, registers, len(sums))
-    return unpack(sums.sum(0), channels, kernel)
+    _native.call("cpu_winograd_weight_grad", geometry, *addresses, registers, len(sums))
+    return unpack(sums.sum(0), channels, scheme)

@@ -168,7 +168,7 @@ class Objective(nn.Module):
             index: the samples' numbers [N], which key random numbers; by default their places in the batch.
             masks: what the maps should be, [N, ...], for terms that compare them with it.
             step: the number of the batch, LongTensor [], in place of ``self.step``, which does not count this one then:
-                for calls that a CUDA graph replays.
+                for recorded calls.
 
         Raises:
             TypeError: x is no floating point tensor, y or index hold no integers.

@@ -18,7 +18,7 @@ WIDTHS = [r for r in (32, 16) if r <= _native.vector_registers()]
 pytestmark = pytest.mark.skipif(not WIDTHS, reason="no Winograd kernel for this processor")
 
 
-KERNELS = [3, 5]
+SCHEMES = [winograd.Scheme(3, 2), winograd.Scheme(3, 4), winograd.Scheme(5, 2)]
 
 
 def weight_grad(x: Tensor, nu: Tensor, padding: tuple[int, int], kernel: int) -> Tensor:
@@ -28,7 +28,7 @@ def weight_grad(x: Tensor, nu: Tensor, padding: tuple[int, int], kernel: int) ->
 
 @settings(max_examples=80, deadline=None)
 @given(
-    kernel=st.sampled_from(KERNELS),
+    scheme=st.sampled_from(SCHEMES),
     rows=st.integers(0, 3),
     channels=st.sampled_from([16, 32, 80]),
     outputs=st.sampled_from([16, 32, 48, 96]),
@@ -38,7 +38,7 @@ def weight_grad(x: Tensor, nu: Tensor, padding: tuple[int, int], kernel: int) ->
     last=st.booleans(),
 )
 def test_equals_float64(
-    kernel: int,
+    scheme: winograd.Scheme,
     rows: int,
     channels: int,
     outputs: int,
@@ -47,11 +47,11 @@ def test_equals_float64(
     registers: int,
     last: bool,
 ) -> None:
-    x, weight = torch.randn(rows, channels, *size), torch.randn(outputs, channels, kernel, kernel)
+    x, weight = torch.randn(rows, channels, *size), torch.randn(outputs, channels, scheme.kernel, scheme.kernel)
     bias = torch.randn(outputs)
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
-    got = winograd._run(x, winograd.pack(weight), bias, padding, kernel, registers)
+    got = winograd._run(x, winograd.pack(weight, scheme), bias, padding, registers)
     want = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
     # The transforms add up to 9 pixels, or taps, of which the direct sum uses one at a time.
     terms = F.conv2d(x.abs().double(), weight.abs().double(), bias.abs().double(), padding=padding)
@@ -59,20 +59,21 @@ def test_equals_float64(
     assert got.shape == want.shape and got.is_contiguous(memory_format=torch.channels_last)
     assert bool(((got - want).abs() <= 2e-6 * scale).all())
     nu = torch.randn_like(got)
-    got = winograd._sum(x, nu, padding, kernel, registers)
-    want = weight_grad(x.double(), nu.double(), padding, kernel)
-    scale = weight_grad(x.abs().double(), nu.abs().double(), padding, kernel).amax()
+    got = winograd._sum(x, nu, padding, scheme, registers)
+    want = weight_grad(x.double(), nu.double(), padding, scheme.kernel)
+    scale = weight_grad(x.abs().double(), nu.abs().double(), padding, scheme.kernel).amax()
     assert got.shape == weight.shape
     assert bool(((got - want).abs() <= 2e-6 * scale).all())
 
 
 @pytest.mark.parametrize("registers", WIDTHS)
 @pytest.mark.parametrize("channels", [32, 256])
-# Tiles of 5x5 kernels have larger numbers in their transforms.
-@pytest.mark.parametrize(("kernel", "most"), [(3, 1.25), (5, 2.5)])
+# Transforms of 6x6 pixels have larger numbers than those of 4x4.
+@pytest.mark.parametrize(("scheme", "most"), list(zip(SCHEMES, (1.25, 3.5, 2.5), strict=True)))
 def test_errs_by_a_few_times_the_vendors_rounding_at_most(
-    registers: int, channels: int, kernel: int, most: float
+    registers: int, channels: int, scheme: winograd.Scheme, most: float
 ) -> None:
+    kernel = scheme.kernel
     generator = torch.Generator().manual_seed(0)
     shapes = (2, channels, 14, 14), (64, channels, kernel, kernel), (2, 64, 14, 14)
     x, weight, nu = (torch.randn(*shape, generator=generator) for shape in shapes)
@@ -80,11 +81,11 @@ def test_errs_by_a_few_times_the_vendors_rounding_at_most(
     both: list[tuple[Callable[[Tensor], Tensor], Tensor]] = [
         (
             lambda t: F.conv2d(t, weight.to(t.dtype), padding=padding),
-            winograd._run(x, winograd.pack(weight), None, padding, kernel, registers),
+            winograd._run(x, winograd.pack(weight, scheme), None, padding, registers),
         ),
         (
             lambda t: weight_grad(t, nu.to(t.dtype), padding, kernel),
-            winograd._sum(x, nu, padding, kernel, registers),
+            winograd._sum(x, nu, padding, scheme, registers),
         ),
     ]
     for vendor, got in both:
@@ -92,49 +93,65 @@ def test_errs_by_a_few_times_the_vendors_rounding_at_most(
         assert (got - want).norm() <= most * (vendor(x) - want).norm()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_rows_are_computed_alone(kernel: int) -> None:
-    x, packed = torch.randn(7, 16, 9, 11), winograd.pack(torch.randn(32, 16, kernel, kernel))
-    whole = winograd.conv(x, packed, None, (1, 1), kernel)
-    assert torch.equal(torch.cat([winograd.conv(row, packed, None, (1, 1), kernel) for row in x.split(2)]), whole)
+def packed_noise(outputs: int, channels: int, scheme: winograd.Scheme) -> winograd.Packed:
+    return winograd.pack(torch.randn(outputs, channels, scheme.kernel, scheme.kernel), scheme)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_are_computed_alone(scheme: winograd.Scheme) -> None:
+    x, packed = torch.randn(7, 16, 9, 11), packed_noise(32, 16, scheme)
+    whole = winograd.conv(x, packed, None, (1, 1))
+    assert torch.equal(torch.cat([winograd.conv(row, packed, None, (1, 1)) for row in x.split(2)]), whole)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_do_not_change_bits(threads: int, kernel: int) -> None:
-    x, packed = torch.randn(8, 32, 33, 31), winograd.pack(torch.randn(32, 32, kernel, kernel))
-    want = winograd.conv(x, packed, None, (1, 1), kernel)
+def test_threads_do_not_change_bits(threads: int, scheme: winograd.Scheme) -> None:
+    x, packed = torch.randn(8, 32, 33, 31), packed_noise(32, 32, scheme)
+    want = winograd.conv(x, packed, None, (1, 1))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        assert torch.equal(winograd.conv(x, packed, None, (1, 1), kernel), want)
+        assert torch.equal(winograd.conv(x, packed, None, (1, 1)), want)
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("kernel", "first", "last"), [(3, 4, 7), (5, 2, 7)])
-def test_extreme_values_stay_in_their_pixels(kernel: int, first: int, last: int) -> None:
-    x, packed = torch.zeros(1, 16, 12, 12), winograd.pack(torch.ones(16, 16, kernel, kernel))
+@pytest.mark.parametrize(("scheme", "first", "last"), list(zip(SCHEMES, (4, 4, 2), (7, 7, 7), strict=True)))
+def test_extreme_values_stay_in_their_pixels(scheme: winograd.Scheme, first: int, last: int) -> None:
+    kernel = scheme.kernel
+    x, packed = torch.zeros(1, 16, 12, 12), winograd.pack(torch.ones(16, 16, kernel, kernel), scheme)
     x[0, 0, 5, 5] = float("nan")
-    bad = winograd.conv(x, packed, None, (kernel // 2, kernel // 2), kernel).isnan()[0, 0].nonzero()
+    bad = winograd.conv(x, packed, None, (kernel // 2, kernel // 2)).isnan()[0, 0].nonzero()
     # A tile shares its pixels: a NaN may reach the neighbours in the tiles that read it, and no further.
     assert len(bad) and int(bad.min()) >= first and int(bad.max()) <= last
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_unpack_is_the_adjoint_of_pack(kernel: int) -> None:
-    weight, u = torch.randn(48, 16, kernel, kernel), torch.randn((kernel + 1) ** 2 * 48 * 16)
-    assert torch.isclose((winograd.pack(weight) * u).sum(), (weight * winograd.unpack(u, 16, kernel)).sum(), rtol=1e-3)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_unpack_is_the_adjoint_of_pack(scheme: winograd.Scheme) -> None:
+    weight, u = torch.randn(48, 16, scheme.kernel, scheme.kernel), torch.randn(scheme.positions * 48 * 16)
+    packed = winograd.pack(weight, scheme).u
+    assert torch.isclose((packed * u).sum(), (weight * winograd.unpack(u, 16, scheme)).sum(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 200])
+def test_small_and_large_sums_give_one_weight_gradient(rows: int) -> None:
+    x, nu = torch.randn(rows, 32, 9, 9), torch.randn(rows, 32, 9, 9)
+    want = weight_grad(x.double(), nu.double(), (1, 1), 3)
+    assert (winograd.weight_grad(x, nu, (1, 1), 3) - want).norm() <= 2e-6 * want.norm()
 
 
 def test_where_it_fits_and_serves() -> None:
-    kernel, wide = torch.empty(32, 16, 3, 3), torch.empty(32, 32, 5, 5)
-    assert winograd.fits(kernel, (8, 8)) and winograd.fits(kernel, (7, 7)) and winograd.fits(wide, (7, 7))
+    small, large, five = SCHEMES
+    kernel, wide, scheme = torch.empty(32, 16, 3, 3), torch.empty(32, 32, 5, 5), winograd.scheme
+    assert scheme(kernel, (8, 8)) == scheme(kernel, (7, 7)) == large and scheme(wide, (7, 7)) == five
+    # Tiles of the same work: those that round less.
+    assert scheme(kernel, (6, 6)) == scheme(kernel, (2, 2)) == scheme(kernel, (5, 6)) == small
     # One pixel of four in a tile is no gain.
-    assert not winograd.fits(kernel, (1, 1)) and not winograd.fits(kernel, (1, 9)) and not winograd.fits(wide, (1, 1))
-    assert not winograd.fits(kernel.double(), (8, 8)) and not winograd.fits(torch.empty(32, 16, 5, 5), (8, 8))
-    assert not winograd.fits(torch.empty(32, 32, 3, 5), (8, 8)) and not winograd.fits(torch.empty(32, 32, 7, 7), (8, 8))
-    assert not winograd.fits(torch.empty(32, 3, 3, 3), (8, 8)) and not winograd.fits(torch.empty(10, 16, 3, 3), (8, 8))
+    assert not scheme(kernel, (1, 1)) and not scheme(kernel, (1, 9)) and not scheme(wide, (1, 1))
+    assert not scheme(kernel.double(), (8, 8)) and not scheme(torch.empty(32, 16, 5, 5), (8, 8))
+    assert not scheme(torch.empty(32, 32, 3, 5), (8, 8)) and not scheme(torch.empty(32, 32, 7, 7), (8, 8))
+    assert not scheme(torch.empty(32, 3, 3, 3), (8, 8)) and not scheme(torch.empty(10, 16, 3, 3), (8, 8))
     assert winograd.serves(torch.empty(1)) and not winograd.serves(torch.empty(1, dtype=torch.float64))
     with fastxai.backend("reference"):
         assert not winograd.serves(torch.empty(1))
@@ -142,12 +159,14 @@ def test_where_it_fits_and_serves() -> None:
 
 def test_wrong_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 16"):
-        winograd.conv(torch.randn(1, 8, 4, 4), winograd.pack(torch.randn(16, 8, 3, 3)), None, (1, 1), 3)
+        winograd.conv(torch.randn(1, 8, 4, 4), packed_noise(16, 8, SCHEMES[0]), None, (1, 1))
 
 
-def test_wrong_kernels_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 or 5 pixels"):
-        winograd.conv(torch.randn(1, 16, 9, 9), torch.zeros(64 * 16 * 16), None, (1, 1), 7)
+@pytest.mark.parametrize("scheme", [winograd.Scheme(7, 2), winograd.Scheme(5, 4), winograd.Scheme(3, 3)])
+def test_wrong_tiles_are_refused(scheme: winograd.Scheme) -> None:
+    packed = winograd.Packed(torch.zeros(scheme.positions * 16 * 16), scheme)
+    with pytest.raises(ValueError, match="tiles of 2 or 4"):
+        winograd.conv(torch.randn(1, 16, 9, 9), packed, None, (1, 1))
 
 
 def test_engine_uses_it_and_agrees_without_it() -> None:

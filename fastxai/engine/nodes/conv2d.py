@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Conv2d(Layer):
         """Return W in channels-last; flipped and transposed, where that turns the transpose into a convolution.
 
         Then W packed for the kernels that are faster than the vendor's: Winograd's, Winograd's for the transpose, and
-        the thin one for a transpose to few channels. None stands for what does not apply.
+        the thin ones for few channels below. None stands for what does not apply.
         """
         if weight.dim() == 1:
             return weight.contiguous()
@@ -53,14 +54,19 @@ class Conv2d(Layer):
         if stride != (1, 1) or groups != 1:
             return weight, None, None, None, None
         plain = dilation == (1, 1)
-        up = winograd.pack(weight) if plain and winograd.fits(weight, self.shape[1:]) else None
+        up = self._tiled(weight, self.shape[1:])
         if min(self._reach(weight)) < 0:
             return weight, None, up, None, None
         # A forward convolution reaches a higher rate than oneDNN's backward-data on channels-last input.
         flipped = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-        if plain and winograd.fits(flipped, self.inputs[0].shape[1:]):
-            return weight, None, up, winograd.pack(flipped), None
+        down = self._tiled(flipped, self.inputs[0].shape[1:])
+        if down is not None:
+            return weight, None, up, down, None
         return weight, flipped, up, None, thin_conv.pack(weight) if plain and thin_conv.fits(weight) else None
+
+    def _tiled(self, weight: Tensor, out: Sequence[int]) -> winograd.Packed | None:
+        scheme = winograd.scheme(weight, out) if self.geometry[2] == (1, 1) else None
+        return None if scheme is None else winograd.pack(weight, scheme)
 
     def _reach(self, weight: Tensor) -> tuple[int, int]:
         """Return the zeros around nu that make the transpose a convolution."""
@@ -71,8 +77,14 @@ class Conv2d(Layer):
     def affine(self, w: Any, bias: Tensor | None, x: Tensor) -> Tensor:
         """W * x + b on every row."""
         if w[2] is not None and winograd.serves(x):
-            return winograd.conv(x, w[2], bias, self.geometry[1], w[0].shape[-1])
+            return winograd.conv(x, w[2], bias, self.geometry[1])
+        if w[4] is not None and thin_conv.serves(x):
+            return thin_conv.apply(x, w[4], bias, self._kernel(w[0]), self.geometry[1])
         return torch.conv2d(x, w[0], bias, *self.geometry)
+
+    @staticmethod
+    def _kernel(weight: Tensor) -> tuple[int, int]:
+        return weight.shape[2], weight.shape[3]
 
     def spread(self, bias: Tensor) -> Tensor:
         """Return b as [C, 1, 1]."""
@@ -87,9 +99,9 @@ class Conv2d(Layer):
         weight, flipped, _, down, thin = w
         _, padding, dilation, _ = self.geometry
         if down is not None and winograd.serves(nu):
-            return [winograd.conv(nu, down, None, self._reach(weight), weight.shape[-1])]
+            return [winograd.conv(nu, down, None, self._reach(weight))]
         if thin is not None and thin_conv.serves(nu):
-            return [thin_conv.transpose(nu, thin, (weight.shape[2], weight.shape[3]), padding)]
+            return [thin_conv.transpose(nu, thin, self._kernel(weight), padding)]
         if flipped is not None:
             return [torch.conv2d(nu, flipped, None, 1, self._reach(weight), dilation)]
         return [self._backward(nu, self._like(nu), weight, (True, False, False))[0]]

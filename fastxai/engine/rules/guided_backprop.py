@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastxai import _check
@@ -67,6 +66,5 @@ class GuidedBackprop(Rule):
         t_out = site.push(*ts)
         if saved is not None:
             through, kept = saved
-            hard = through.name == "relu"
-            t_out = torch.where(kept > 0, t_out, 0) if hard else kernel.pull(through, kept, None, t_out)
+            t_out = kernel.pull(through, kept, None, t_out, overwrite=True)
         return Sources(t_out, site.bend())

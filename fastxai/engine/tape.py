@@ -1,0 +1,179 @@
+"""Tapes: what a CPU's recorded calls are, torch's operations and our kernels' launches one after the other.
+
+A replay runs them again on the same memory, without the Python that decided on them. An iteration of [M]'s attack on
+[R]'s CNN takes 0.51 of the time for one image, 0.81 for 16 and 0.95 for 64 (two Zen 4 cores). A tape keeps every tensor
+of its call, there 2, 45 and 182 MiB: those of more than 128 MiB are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastxai.engine.recorder import Ran, Recorder, Recording
+from fastxai.kernels import _native
+
+__all__ = ["TapeRecorder"]
+
+# Bytes of all tensors of a call.
+_MOST = 128 << 20
+_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+
+
+@cache
+def _kind(func: Any) -> str:
+    """Return whether an operation "writes" to an operand, makes a "view" of one or only takes "memory"; else ""."""
+    schema = func._schema
+    if any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments):
+        return "writes"
+    if any(r.alias_info is not None for r in schema.returns):
+        return "view"
+    return "memory" if func.overloadpacket.__name__ in _EMPTY else ""
+
+
+def _reads(func: Any, args: Any) -> bool:
+    """Return whether what follows may depend on the values of tensors."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    return not _DEPENDENT.isdisjoint(func.tags)
+
+
+@cache
+def _into(func: Any) -> tuple[Any, str] | None:
+    """Return the form of an operation that writes into a tensor, and that argument's name; None if it has none."""
+
+    def inputs(schema: Any) -> list[tuple[str, str]]:
+        return [(a.name, str(a.type)) for a in schema.arguments if not a.is_out]
+
+    for name in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, name)
+        outs = [a.name for a in other._schema.arguments if a.is_out]
+        if len(outs) == 1 and inputs(other._schema) == inputs(func._schema):
+            return other, outs[0]
+    return None
+
+
+def _again(func: Any, args: Any, kwargs: Any, made: Any) -> Callable[[], Any]:
+    """Return what runs an operation that makes new tensors, into those that it made."""
+    form = _into(func) if isinstance(made, Tensor) else None
+    if form is not None:
+        return partial(form[0], *args, **kwargs, **{form[1]: made})
+
+    def step() -> None:
+        for old, new in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
+            if isinstance(old, Tensor):
+                old.copy_(new)
+
+    return step
+
+
+class _Writing(TorchDispatchMode):
+    """Writes down what runs.
+
+    Attributes:
+        steps: what a replay does.
+        reason: why it cannot be replayed, "" if it can.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Callable[[], Any]] = []
+        self.reason = ""
+        self._kept: dict[int, Tensor] = {}
+        self._size = 0
+
+    def write(self, step: Callable[[], Any]) -> None:
+        """Note a call."""
+        if not self.reason:
+            self.steps.append(step)
+
+    def keep(self, x: Tensor) -> None:
+        """Hold a tensor's memory."""
+        storage = x.untyped_storage()
+        if not self.reason and storage._cdata not in self._kept:
+            self._kept[storage._cdata] = x
+            self._size += storage.nbytes()
+            if self._size > _MOST:
+                self._refuse(f"its tensors take more than {_MOST >> 20} MiB")
+
+    def _refuse(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self.steps, self._kept = [], {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if self.reason:
+            return made
+        if _reads(func, args):
+            self._refuse(f"it takes values from tensors in {func}")
+            return made
+        new, kind = [x for x in tree_leaves(made) if isinstance(x, Tensor)], _kind(func)
+        for x in new:
+            self.keep(x)
+        if kind == "writes":
+            self.write(partial(func, *args, **kwargs))
+        elif not kind and new and not _storages(new) & _storages(tree_leaves((args, kwargs))):
+            self.write(_again(func, args, kwargs, made))
+        return made
+
+
+def _storages(values: Iterable[Any]) -> set[int]:
+    return {x.untyped_storage()._cdata for x in values if isinstance(x, Tensor)}
+
+
+class _TapeRecording(Recording):
+    ran = True
+
+    def __init__(self, outputs: Any, written: _Writing) -> None:
+        super().__init__(outputs, None)
+        self._written = written
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Run every step again."""
+        for step in self._written.steps:
+            step()
+
+
+class TapeRecorder(Recorder):
+    """Tapes of what runs on the CPU; a call runs while it is recorded."""
+
+    def serves(self, device: torch.device) -> bool:
+        """Return whether it is the CPU, and nobody else writes down what happens on it."""
+        return device.type == "cpu" and _native.writer.get() is None
+
+    def run(self, function: Callable[[], Any], device: torch.device, *, watch: bool) -> tuple[Any, str]:
+        """Run a call; where it is watched, as if it were recorded."""
+        if not watch:
+            return function(), ""
+        result, written = _written(function)
+        return result, written.reason
+
+    def record(self, function: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
+        """Write one call down."""
+        outputs, written = _written(function)
+        if written.reason:
+            raise Ran(written.reason, outputs)
+        return _TapeRecording(outputs, written)
+
+    def follow(self, device: torch.device) -> None:
+        """There is one order of things."""
+
+
+def _written(function: Callable[[], Any]) -> tuple[Any, _Writing]:
+    written = _Writing()
+    token = _native.writer.set(written)
+    try:
+        # What is made in inference mode could be written to in no other.
+        with torch.inference_mode(False), torch.no_grad(), written:
+            return function(), written
+    finally:
+        _native.writer.reset(token)
