@@ -121,8 +121,7 @@ def check_step(case: StepCase, backend: str, dtype: torch.dtype, tolerance: floa
             got, state = [x], attack_step.moments(x)
             for t, g in enumerate(gradients, 1):
                 got.append(attack_step.adam_clamp(got[-1], g, state, 0.02, t, box, frozen))
-            if backend != "cpu":
-                _check_numbers_in_memory(got, gradients, box, frozen)
+            _check_numbers_in_memory(got, gradients, box, frozen)
             moments = [torch.zeros_like(wide[0]) for _ in range(2)]
             for g in wide[2:5]:
                 moments = [0.9 * moments[0] + 0.1 * g, 0.999 * moments[1] + 0.001 * g * g]

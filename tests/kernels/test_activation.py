@@ -238,11 +238,16 @@ def test_overwrite_reuses_memory(act: Activation, directions: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("act", checks.SHARP, ids=label)
-def test_beta_in_memory(act: Activation, dtype: torch.dtype) -> None:
-    checks.check_beta_in_memory("reference", "cpu", act, dtype)
-    with pytest.raises(TypeError, match="beta must be a number for the kernels of 'cpu'"):
-        checks.check_beta_in_memory("cpu", "cpu", act, dtype)
+def test_beta_in_memory(act: Activation, backend: str, dtype: torch.dtype) -> None:
+    checks.check_beta_in_memory(backend, "cpu", act, dtype)
+
+
+def test_beta_in_a_gpu_s_memory_is_for_triton_alone() -> None:
+    act = Activation("softplus", beta=torch.ones(3, dtype=torch.float64, device="meta"))
+    with pytest.raises(TypeError, match="beta must be a number for the kernels of 'cuda', got a tensor"):
+        act.scalars  # noqa: B018
 
 
 def test_threads_do_not_change_the_bits() -> None:
