@@ -5,15 +5,13 @@ to the Gradient map of the second. Both loops run in full and are judged on the 
 are medians of interleaved blocks of further iterations.
 
 ``python bench/manipulation.py --method all [--batch 1 16]`` times one iteration of every map on the demo CNN instead,
-after it has compared both loss gradients in float64. The net captures: iterations whose tensors take at most 128 MiB are
-replayed.
+after it has compared both loss gradients in float64. Iterations whose tensors take at most 128 MiB are replayed.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -293,7 +291,7 @@ def timed_methods(args: argparse.Namespace) -> list[list[str]]:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (fastxai.models.DEMO_MEAN, fastxai.models.DEMO_STD))
     x = (images[chosen].float().contiguous() / 255 - mean) / std
     model = fastxai.models.demo()
-    net, smooth = fastxai.compile(model, capture=True), plain.smoothed(model)
+    net, smooth = fastxai.compile(model), plain.smoothed(model)
     patterns = PatternTrainer(net).fit([x + NOISE * torch.randn_like(x)])
     target_maps = reduce_map(net.gradient(x))
     rows = []
@@ -350,7 +348,6 @@ def main() -> None:
     print(machine())
     if args.method:
         args.steps = args.steps if args.small else 34
-        warnings.filterwarnings("ignore", message=".*its tensors take more than")
         columns = ["map", "batch", "fastxai ms", "plain ms", "plain / fastxai", "gradients differ by"]
         print(f"demo CNN, 32x32, float32, {args.blocks} interleaved blocks of {args.steps} iterations, medians")
         print(table(columns, timed_methods(args)))

@@ -92,7 +92,11 @@ class _Iteration:
         images = task.rows.images
         # These kernels take no beta from memory.
         numbers = task.betas is not None and _backend.chosen() == "cuda"
-        self.graphs = None if numbers else graphs_for(task.attack.explainer, images, task.attack.steps)
+        self.graphs = None
+        if not numbers:
+            # Rows that leave, as they do with a stop, are another recording every time.
+            unasked = task.attack.stop is None
+            self.graphs = graphs_for(task.attack.explainer, images, task.attack.steps, unasked=unasked)
         self.betas: Tensor | None = None
         self.reads: tuple[Tensor, ...] = ()
         if self.graphs is None:

@@ -157,17 +157,24 @@ class Graphs:
 
     Attributes:
         bound: how many are kept.
+        quiet: nothing is said of what cannot be recorded.
 
     >>> graphs = fastxai.engine.capture.Graphs()
     >>> graphs("the double of x", lambda x: 2 * x, [torch.ones(2)])
     tensor([2., 2.])
     """
 
-    def __init__(self, bound: int = BOUND, recorder: Recorder | None = None) -> None:
-        """Keep at most ``bound`` recordings; ``recorder`` makes them (by default CUDA graphs and a CPU's tapes)."""
+    def __init__(self, bound: int = BOUND, recorder: Recorder | None = None, *, quiet: bool = False) -> None:
+        """Keep at most ``bound`` recordings.
+
+        Args:
+            bound: how many.
+            recorder: who makes them; by default CUDA graphs and a CPU's tapes.
+            quiet: say nothing of what cannot be recorded.
+        """
         whole = isinstance(bound, int) and not isinstance(bound, bool) and bound > 0
         _check.require(whole, "bound", "be a positive int", bound)
-        self.bound = bound
+        self.bound, self.quiet = bound, quiet
         self._recorders = (CudaRecorder(), TapeRecorder()) if recorder is None else (recorder,)
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._announced: set[str] = set()
@@ -178,7 +185,7 @@ class Graphs:
 
     def another(self) -> Graphs:
         """Return new ones, empty, with the same settings."""
-        other = Graphs(self.bound)
+        other = Graphs(self.bound, quiet=self.quiet)
         other._recorders = self._recorders
         return other
 
@@ -292,7 +299,7 @@ class Graphs:
 
     def _refuse(self, name: str, entry: _Entry, reason: str) -> None:
         entry.refused, entry.buffers = True, []
-        if reason not in self._announced:
+        if reason not in self._announced and not self.quiet:
             self._announced.add(reason)
             warnings.warn(f"{name} is not captured and runs as usual. Cause: {reason}", stacklevel=5)
 

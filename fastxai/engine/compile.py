@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from fastxai import _check
-from fastxai.engine.capture import Graphs
 from fastxai.engine.core import Core, Statistics
 from fastxai.engine.net import Net
 
@@ -22,7 +21,7 @@ def compile(
     surrogate: str | None = None,
     *,
     fallback: bool = False,
-    capture: bool = False,
+    capture: bool | None = None,
 ) -> Net:
     """Compile a classifier for fast first and second derivatives.
 
@@ -35,9 +34,10 @@ def compile(
         surrogate: how ReLU-like activations bend at order 1: "curvature" ([F]: s'' = beta p(1-p), forward and map are
             ReLU's) or "none" (s'' = 0 on purpose); an error beside ``activation``.
         fallback: run everything on plain autograd (maps are then differentiable any number of times).
-        capture: record scores, gradients, Hessian-vector products and the iterations of attacks at their third call for
-            a shape, and replay them, on a GPU as CUDA graphs: for networks and batches so small that Python takes
-            longer than computing. The same numbers; each of the eight recordings kept holds memory of its own.
+        capture: True records scores, gradients, Hessian-vector products and the iterations of attacks at their third
+            call for a shape, and replays them, on a GPU as CUDA graphs: for networks and batches so small that Python
+            takes longer than computing. The same numbers; each of the eight recordings kept holds memory of its own.
+            None does so on a CPU for the iterations of ``Manipulation`` alone, False for nothing.
 
     Raises:
         TypeError: model is no module.
@@ -52,8 +52,8 @@ def compile(
         values = torch.as_tensor([] if given is None else given)
         above = "" if least < 0 else " and positive"
         _check.require(bool((values.isfinite() & (values > least)).all()), name, f"be finite{above}", given)
-    graphs = Graphs() if capture else None
-    base = Net(Core(model, mean, std, fallback=fallback, graphs=graphs), None, None, None)
+    _check.require(capture in (True, False, None), "capture", "be True, False or None", capture)
+    base = Net(Core(model, mean, std, fallback=fallback, capture=capture), None, None, None)
     if activation is None and surrogate is None and beta is None:
         return base
     return Net(base._core, activation, beta, surrogate, base if activation else None)

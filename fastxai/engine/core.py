@@ -57,9 +57,11 @@ class Core:
     """What all views of one model share: its traces and runtimes by input shape, and its input preparation."""
 
     def __init__(
-        self, model: nn.Module, mean: Statistics, std: Statistics, *, fallback: bool, graphs: Graphs | None = None
+        self, model: nn.Module, mean: Statistics, std: Statistics, *, fallback: bool, capture: bool | None = None
     ) -> None:
-        self.model, self.graphs = model, graphs
+        self.model, self.graphs = model, Graphs() if capture else None
+        # What nobody asked for is recorded where it pays at once, and nothing is said where it cannot be.
+        self.unasked = Graphs(quiet=True) if capture is None else None
         self.mean = None if mean is None else torch.as_tensor(mean, dtype=torch.float64)
         self.std = None if std is None else torch.as_tensor(std, dtype=torch.float64)
         self.reason = "asked for by fallback=True" if fallback else ""

@@ -93,7 +93,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("name", MAPS)
 def test_every_map_is_manipulated_alike(name: str, moves: list[int]) -> None:
-    net, (x, target_map) = fastxai.compile(cnn()), pairs()
+    net, (x, target_map) = fastxai.compile(cnn(), capture=False), pairs()
     made = attack(MAPS[name](net))
     with fastxai.backend("reference"):
         want = made.perturb(x, target_map)
@@ -105,7 +105,7 @@ def test_every_map_is_manipulated_alike(name: str, moves: list[int]) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_is_manipulated_alike(name: str, moves: list[int]) -> None:
-    net, (x, target_map) = fastxai.compile(cnn()), pairs()
+    net, (x, target_map) = fastxai.compile(cnn(), capture=False), pairs()
     made = attack(Gradient(net), **SETTINGS[name])
     with fastxai.backend("reference"):
         want = made.perturb(x, target_map)
@@ -120,7 +120,7 @@ def test_every_setting_is_manipulated_alike(name: str, moves: list[int]) -> None
 
 
 def test_smooth_networks_are_recorded_too(moves: list[int]) -> None:
-    net, (x, target_map) = fastxai.compile(cnn(torch.nn.Softplus(3.0))), pairs()
+    net, (x, target_map) = fastxai.compile(cnn(torch.nn.Softplus(3.0)), capture=False), pairs()
     made = attack(Gradient(net), beta=None)
     with fastxai.backend("reference"):
         want = made.perturb(x, target_map)
@@ -130,14 +130,14 @@ def test_smooth_networks_are_recorded_too(moves: list[int]) -> None:
 
 def test_new_weights_between_two_attacks_are_seen() -> None:
     model, (x, target_map) = cnn(), pairs()
-    net = fastxai.compile(model)
+    net = fastxai.compile(model, capture=False)
     with taped(net):
         before = attack(Gradient(net)).perturb(x, target_map)
         with torch.no_grad():
             model[0].weight.mul_(1.1)
         after = attack(Gradient(net)).perturb(x, target_map)
     with fastxai.backend("reference"):
-        want = attack(Gradient(fastxai.compile(model))).perturb(x, target_map)
+        want = attack(Gradient(fastxai.compile(model, capture=False))).perturb(x, target_map)
     assert same(after, want) and not same(after, before)
 
 
@@ -166,7 +166,7 @@ ASCENTS: dict[str, Callable[[fastxai.Net], Any]] = {
 def test_every_ascent_is_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, iterate = [], Ascent._iterate
     monkeypatch.setattr(Ascent, "_iterate", lambda *args: (calls.append(0), iterate(*args))[1])
-    net, (x, _) = fastxai.compile(cnn()), pairs()
+    net, (x, _) = fastxai.compile(cnn(), capture=False), pairs()
     made = ASCENTS[name](net)
     with fastxai.backend("reference"):
         want = made.perturb(x)
@@ -178,7 +178,7 @@ def test_every_ascent_is_recorded(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_rows_that_leave_an_ordinary_ascent_are_frozen_in_a_recorded_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, (x, _) = fastxai.compile(cnn()), pairs(8)
+    net, (x, _) = fastxai.compile(cnn(), capture=False), pairs(8)
     made = IFIA(Gradient(net), rel_stepsize=0.5, **(REACH | {"eps": 3.0}))
     with taped(net):
         got = made.perturb(x)
@@ -194,7 +194,7 @@ def test_rows_that_leave_an_ordinary_ascent_are_frozen_in_a_recorded_one(monkeyp
 
 def test_what_may_do_something_else_at_every_call_is_not_recorded() -> None:
     (x, target_map), model = pairs(), cnn()
-    net = fastxai.compile(model)
+    net = fastxai.compile(model, capture=False)
     own = Mine(net)
     others = [own, SmoothGrad(own, 2), IntegratedGradients(net, baselines=torch.zeros_like, n_steps=3)]
     others.append(IntegratedGradients(net, n_steps="auto"))
@@ -221,7 +221,7 @@ def gpu() -> str:
 def test_gpu_manipulates_every_map_alike(gpu: str, name: str) -> None:
     """Not in float64, whose reference formulas divide by beta: a GPU rounds that otherwise for a number."""
     model, pair = cnn().to(gpu, torch.float32), [t.to(gpu, torch.float32) for t in pairs()]
-    plain, net = fastxai.compile(model), fastxai.compile(model, capture=True)
+    plain, net = fastxai.compile(model, capture=False), fastxai.compile(model, capture=True)
     for changes in SETTINGS.values():
         want = attack(MAPS[name](plain), **changes).perturb(*pair)
         assert same(attack(MAPS[name](net), **changes).perturb(*pair), want)
@@ -232,7 +232,7 @@ def test_gpu_ascends_alike(gpu: str, name: str, monkeypatch: pytest.MonkeyPatch)
     """Rows are frozen in both: fewer of them might be summed in another order."""
     monkeypatch.setattr("fastxai.attacks._map_ascent._rows_alike", lambda explainer: False)
     model, x = cnn().to(gpu), pairs()[0].to(gpu)
-    want = ASCENTS[name](fastxai.compile(model)).perturb(x)
+    want = ASCENTS[name](fastxai.compile(model, capture=False)).perturb(x)
     assert same(ASCENTS[name](fastxai.compile(model, capture=True)).perturb(x), want)
 
 
@@ -242,7 +242,7 @@ def test_gpu_backend_of_numbers_is_not_recorded(gpu: str) -> None:
         pytest.skip(f"backend 'cuda': {reason}")
     model, pair = cnn().to(gpu, torch.float32), [t.to(gpu, torch.float32) for t in pairs()]
     with fastxai.backend("cuda"):
-        want = attack(Gradient(fastxai.compile(model))).perturb(*pair)
+        want = attack(Gradient(fastxai.compile(model, capture=False))).perturb(*pair)
         assert same(attack(Gradient(fastxai.compile(model, capture=True))).perturb(*pair), want)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import fastxai
 from fastxai.attacks import IFIA, Manipulation
+from fastxai.attacks._recorded import graphs_for
 from fastxai.engine import tape
 from fastxai.engine.capture import Graphs
 from fastxai.engine.recorder import Ran
@@ -66,17 +67,33 @@ def test_any_history_gives_the_same_bits(history: list[tuple[str, int, str | Non
 @pytest.mark.parametrize("name", MAPS)
 def test_every_map_is_manipulated_alike(name: str, dtype: torch.dtype, moves: list[int]) -> None:
     model, pair = cnn().to(dtype), [t.to(dtype) for t in pairs()]
-    want = attack(MAPS[name](fastxai.compile(model))).perturb(*pair)
+    want = attack(MAPS[name](fastxai.compile(model, capture=False))).perturb(*pair)
     assert moves == [3] * 9
     got = attack(MAPS[name](fastxai.compile(model, capture=True))).perturb(*pair)
     assert moves == [3] * 9 + [3] * 3
     assert same(got, want) and not torch.equal(got.images, pair[0])
 
 
+def test_manipulation_is_recorded_unasked_and_nothing_else(moves: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, target_map) = cnn(), pairs()
+    want = attack(Gradient(fastxai.compile(model, capture=False))).perturb(x, target_map)
+    assert moves == [3] * 9
+    net = fastxai.compile(model)
+    assert same(attack(Gradient(net)).perturb(x, target_map), want)
+    assert moves == [3] * 9 + [3] * 3
+    attack(Gradient(net), stop=0.99).perturb(x, target_map)
+    assert moves == [3] * 9 + [3] * 3 + [3] * 9
+    assert net._core.graphs is None and graphs_for(Gradient(net), x, 9) is None
+    monkeypatch.setattr(tape, "_MOST", 1 << 10)
+    assert same(attack(Gradient(net)).perturb(x, target_map), want), "what is refused is refused in silence"
+    with pytest.raises(ValueError, match="capture must be True, False or None, got yes"):
+        fastxai.compile(model, capture="yes")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_is_manipulated_alike(name: str) -> None:
     model, pair = cnn(), pairs()
-    want = attack(Gradient(fastxai.compile(model)), **SETTINGS[name]).perturb(*pair)
+    want = attack(Gradient(fastxai.compile(model, capture=False)), **SETTINGS[name]).perturb(*pair)
     assert same(attack(Gradient(fastxai.compile(model, capture=True)), **SETTINGS[name]).perturb(*pair), want)
 
 
@@ -92,7 +109,7 @@ def test_every_ascent_is_recorded(name: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_kernels_of_the_demo_network_are_replayed() -> None:
     """Winograd's, the thin ones, the dense ones, max-pools, and memory of the pool."""
     model, x = fastxai.models.demo(), torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    net, plain = fastxai.compile(model, capture=True), fastxai.compile(model)
+    net, plain = fastxai.compile(model, capture=True), fastxai.compile(model, capture=False)
     made: dict[str, Tensor] = {}
     for which in (plain, net):
         explainer = fastxai.LRP(which, "zplus_zb", low=0.0, high=1.0)
