@@ -179,9 +179,10 @@ class Graphs:
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._announced: set[str] = set()
 
-    def serves(self, x: Tensor) -> bool:
-        """Return whether calls on inputs like x are recorded."""
-        return x.numel() > 0 and self._recorder(x.device) is not None
+    def serves(self, x: Tensor, *, training: bool = False) -> bool:
+        """Return whether calls on inputs like x, or steps of ``training``, are recorded."""
+        recorder = self._recorder(x.device) if x.numel() else None
+        return recorder is not None and (recorder.trains or not training)
 
     def another(self) -> Graphs:
         """Return new ones, empty, with the same settings."""

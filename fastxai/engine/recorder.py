@@ -43,9 +43,11 @@ class Recorder(ABC):
 
     Attributes:
         busy: it runs or records one now; what that calls in its turn is a part of it.
+        trains: steps of training are worth recording.
     """
 
     busy: bool = False
+    trains: bool = True
 
     @abstractmethod
     def serves(self, device: torch.device) -> bool:

@@ -146,6 +146,9 @@ class _TapeRecording(Recording):
 class TapeRecorder(Recorder):
     """Tapes of what runs on the CPU; a call runs while it is recorded."""
 
+    # The tensors of a usual batch are more than a tape holds.
+    trains = False
+
     def serves(self, device: torch.device) -> bool:
         """Return whether it is the CPU, and nobody else writes down what happens on it."""
         return device.type == "cpu" and _native.writer.get() is None

@@ -31,8 +31,7 @@ def _fixed(objective: Objective) -> bool:
 def _graphs(objective: Objective, x: Tensor) -> Graphs | None:
     """Return graphs for the steps of one run, or None where they are ordinary calls."""
     kept = objective.net._core.graphs
-    # On a CPU torch's optimizers take no rate from memory.
-    if kept is None or x.device.type != "cuda" or not kept.serves(x):
+    if kept is None or not kept.serves(x, training=True):
         return None
     if not _fixed(objective) or not objective.net.report(x.shape[1:]).engine:
         return None
