@@ -148,12 +148,12 @@ class _Entry:
 class Graphs:
     """Functions of tensors, recorded at their third call and replayed from then on.
 
-    At most ``bound`` are kept, the last ones used. They share one pool of memory, which is safe because each replay
-    begins with its inputs and ends with copies of its outputs: no two may run at once, so one object of this class
-    serves one thread. Replays on different streams wait for each other.
+    At most ``bound`` are kept, the last ones used. On a GPU they share one pool of memory, which is safe because each
+    replay begins with its inputs and ends with copies of its outputs: no two may run at once, so one object of this
+    class serves one thread. Replays on different streams wait for each other.
 
-    A function that cannot be recorded, because it waits for the device for one, goes on as ordinary calls; a warning
-    says so and why, once.
+    A function that cannot be recorded, because it waits for the device or takes numbers from tensors for one, goes on
+    as ordinary calls; a warning says so and why, once.
 
     Attributes:
         bound: how many are kept.
@@ -216,7 +216,8 @@ class Graphs:
 
         Args:
             name: of the function, for messages.
-            function: work on the inputs' device alone. It may write to ``reads``.
+            function: work on the inputs' device alone. It may write to ``reads``, and to no other tensor that is not
+                its own. What it takes from tensors by ``tolist`` or ``numpy`` is frozen, and nobody sees that.
             inputs: the first is a tensor; each on one device.
             key: all else that decides what the function does. It is kept, so it may hold the objects themselves.
             reads: every tensor that the function uses besides its inputs. The same sequence again means that none
@@ -277,10 +278,15 @@ class Graphs:
         try:
             with _busy(recorder):
                 entry.recording = recorder.record(call, entry.device, self._pool(entry.device))
+        except Ran as done:
+            self._refuse(name, entry, str(done))
+            return (done.result,)
         except RuntimeError as error:
+            if recorder.runs:
+                raise
             self._refuse(name, entry, f"{type(error).__name__}: {error}".splitlines()[0])
-            return (error.result if isinstance(error, Ran) else function(*inputs),)
-        return (_copied(entry.recording.outputs),) if entry.recording.ran else None
+            return (function(*inputs),)
+        return (_copied(entry.recording.outputs),) if recorder.runs else None
 
     def _fill(self, entry: _Entry, inputs: Sequence[Tensor | None]) -> None:
         """Copy the inputs into the entry's buffers."""

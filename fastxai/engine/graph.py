@@ -152,6 +152,9 @@ class Graph:
             if isinstance(node, _Elementwise):
                 node.activation_slot = len(self.activations)
                 self.activations += (node.activation,)
+        for node in reversed(self.nodes):
+            for parent in node.inputs:
+                parent.compared = parent.compared or node.compared or node.compares
         self.inputs = [[parent.index for parent in node.inputs] for node in self.nodes]
         self.has_curved = any(isinstance(node, Curved) for node in self.nodes)
         if overwrite:
@@ -206,6 +209,9 @@ class Part:
     def __init__(self, nodes: Sequence[Node], keep: Sequence[int] = ()) -> None:
         """Sweep ``nodes``; the values of indices in ``keep`` are never dropped."""
         self.nodes = nodes
+        for node in reversed(self.nodes):
+            for parent in node.inputs:
+                parent.compared = parent.compared or node.compared or node.compares
         self.inputs = [[parent.index for parent in node.inputs] for node in nodes]
         self.frees: dict[int, list[int]] = {node.index: [] for node in nodes}
         seen = set(keep)

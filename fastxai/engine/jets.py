@@ -90,6 +90,8 @@ class Node(ABC):
         signed: an input may be negative, as far as is known (set where rules are assigned).
         fed: a node with parameters lies before it (set when the graph is finished).
         own_params: how many of ``params`` are the operation's own (a rule may add others behind them).
+        compares: derivatives depend on which of the input's values are equal, or zero.
+        compared: its value reaches a node that compares (set when the graph is finished).
         keeps_sign: inputs >= 0 give an output >= 0.
         makes_memory, passes_memory: the output is new memory; the output is a view of the input.
     """
@@ -98,6 +100,7 @@ class Node(ABC):
     passes_memory = False
     pulls_new_memory = True
     keeps_sign = False
+    compares = False
 
     def __init__(self, inputs: Sequence[Node], shape: Sequence[int], params: Sequence[Expr] = ()) -> None:
         self.inputs = list(inputs)
@@ -106,7 +109,7 @@ class Node(ABC):
         self.path = ""
         self.index = self.slot = -1
         self.owns_input = self.owns_cotangent = False
-        self.signed, self.own_params, self.fed = True, 0, True
+        self.signed, self.own_params, self.fed, self.compared = True, 0, True, False
 
     @property
     def dim(self) -> int:
@@ -215,8 +218,19 @@ class Layer(Linear):
         self.params.append(bias)
 
     @abstractmethod
-    def affine(self, w: Any, bias: Tensor | None, x: Tensor) -> Tensor:
-        """Return W x + b."""
+    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any") -> Tensor:
+        """Return W x + b.
+
+        Args:
+            w: a packed weight.
+            bias: [features], or None.
+            x: any number of rows.
+            tiles: by which shortcuts of convolutions: "any", those that are "exact" (``winograd.Scheme``), or "none".
+        """
+
+    def mixes(self, w: Any, x: Tensor) -> bool:
+        """Return whether W x or W^T nu may come by tiles, so that an output holds roundings of its neighbours."""
+        return False
 
     @abstractmethod
     def spread(self, bias: Tensor) -> Tensor:
@@ -233,7 +247,7 @@ class Layer(Linear):
     def value(self, s: Sweep, *xs: Tensor) -> Tensor:
         """Return W x, and + b where it was taken over and a value is computed."""
         bias = s.prepared[self.index][1] if self.own_params > 1 and not s.extend else None
-        return self.affine(self.weight(s), bias, xs[0])
+        return self.affine(self.weight(s), bias, xs[0], "exact" if self.compared and not s.extend else "any")
 
     def collect(self, s: Sweep, xs: Sequence[Tensor], nu: Tensor) -> None:
         """Collect the gradients of W and b."""

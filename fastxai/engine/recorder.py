@@ -25,10 +25,7 @@ class Recording(ABC):
     Attributes:
         outputs: what the function returned; every replay fills these tensors anew.
         pool: the memory of the recorded call, which others on the same device may share.
-        ran: the call ran while it was recorded.
     """
-
-    ran = False
 
     def __init__(self, outputs: Any, pool: Any) -> None:
         self.outputs, self.pool = outputs, pool
@@ -44,10 +41,12 @@ class Recorder(ABC):
     Attributes:
         busy: it runs or records one now; what that calls in its turn is a part of it.
         trains: steps of training are worth recording.
+        runs: a call that is recorded runs as well, and its errors are its own.
     """
 
     busy: bool = False
     trains: bool = True
+    runs: bool = False
 
     @abstractmethod
     def serves(self, device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastxai.engine.recorder import Ran, Recorder, Recording
 from fastxai.kernels import _native
@@ -28,21 +28,22 @@ _EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_stride
 
 
 @cache
-def _kind(func: Any) -> str:
-    """Return whether an operation "writes" to an operand, makes a "view" of one or only takes "memory"; else ""."""
-    schema = func._schema
-    if any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments):
-        return "writes"
-    if any(r.alias_info is not None for r in schema.returns):
-        return "view"
-    return "memory" if func.overloadpacket.__name__ in _EMPTY else ""
+def _writes(func: Any) -> bool:
+    """Return whether an operation changes an operand."""
+    return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
 
 
-def _reads(func: Any, args: Any) -> bool:
-    """Return whether what follows may depend on the values of tensors."""
+def _refused(func: Any, args: Any, tensors: Iterable[Tensor]) -> str:
+    """Return why an operation cannot be run again on the same memory, "" if it can."""
     if func is torch.ops.aten.index.Tensor:
-        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-    return not _DEPENDENT.isdisjoint(func.tags)
+        reads = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    else:
+        reads = not _DEPENDENT.isdisjoint(func.tags)
+    if reads:
+        return f"it takes values from tensors in {func}"
+    if func.overloadpacket in (torch.ops.aten.set_, torch.ops.aten.resize_):
+        return f"it changes the memory of a tensor in {func}"
+    return "" if all(x.layout == torch.strided for x in tensors) else f"it has sparse tensors in {func}"
 
 
 @cache
@@ -61,17 +62,25 @@ def _into(func: Any) -> tuple[Any, str] | None:
 
 
 def _again(func: Any, args: Any, kwargs: Any, made: Any) -> Callable[[], Any]:
-    """Return what runs an operation that makes new tensors, into those that it made."""
-    form = _into(func) if isinstance(made, Tensor) else None
+    """Return what runs an operation again, its results into the memory of those that it made."""
+    form = _into(func) if isinstance(made, Tensor) and not _writes(func) else None
     if form is not None:
         return partial(form[0], *args, **kwargs, **{form[1]: made})
 
     def step() -> None:
         for old, new in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
-            if isinstance(old, Tensor):
+            if isinstance(old, Tensor) and _storage(old) != _storage(new):
                 old.copy_(new)
 
     return step
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
 
 
 class _Writing(TorchDispatchMode):
@@ -95,11 +104,10 @@ class _Writing(TorchDispatchMode):
             self.steps.append(step)
 
     def keep(self, x: Tensor) -> None:
-        """Hold a tensor's memory."""
-        storage = x.untyped_storage()
-        if not self.reason and storage._cdata not in self._kept:
-            self._kept[storage._cdata] = x
-            self._size += storage.nbytes()
+        """Hold memory that the call took."""
+        if not self.reason and _storage(x) not in self._kept:
+            self._kept[_storage(x)] = x
+            self._size += x.untyped_storage().nbytes()
             if self._size > _MOST:
                 self._refuse(f"its tensors take more than {_MOST >> 20} MiB")
 
@@ -109,29 +117,36 @@ class _Writing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        made = func(*args, **kwargs)
+        # Aliases, since a tensor may get another shape later.
+        inputs, options = tree_map_only(Tensor, Tensor.detach, (args, kwargs))
+        # What an operation launches in its turn is a part of it.
+        token = _native.writer.set(None)
+        try:
+            made = func(*args, **kwargs)
+        finally:
+            _native.writer.reset(token)
         if self.reason:
             return made
-        if _reads(func, args):
-            self._refuse(f"it takes values from tensors in {func}")
+        operands, results = _tensors((inputs, options)), _tensors(made)
+        reason = _refused(func, args, operands + results)
+        if reason:
+            self._refuse(reason)
             return made
-        new, kind = [x for x in tree_leaves(made) if isinstance(x, Tensor)], _kind(func)
+        known = {_storage(x) for x in operands}
+        new = [x for x in results if _storage(x) not in known]
         for x in new:
             self.keep(x)
-        if kind == "writes":
-            self.write(partial(func, *args, **kwargs))
-        elif not kind and new and not _storages(new) & _storages(tree_leaves((args, kwargs))):
-            self.write(_again(func, args, kwargs, made))
+        if func is torch.ops.aten.lift_fresh.default:  # a constant, which may be written to
+            self.keep(made)
+            self.write(partial(made.detach().copy_, made.clone()))
+        elif torch.Tag.inplace_view not in func.tags and (
+            _writes(func) or not func._schema.returns or (new and func.overloadpacket.__name__ not in _EMPTY)
+        ):
+            self.write(_again(func, inputs, options, tree_map_only(Tensor, Tensor.detach, made)))
         return made
 
 
-def _storages(values: Iterable[Any]) -> set[int]:
-    return {x.untyped_storage()._cdata for x in values if isinstance(x, Tensor)}
-
-
 class _TapeRecording(Recording):
-    ran = True
-
     def __init__(self, outputs: Any, written: _Writing) -> None:
         super().__init__(outputs, None)
         self._written = written
@@ -147,7 +162,7 @@ class TapeRecorder(Recorder):
     """Tapes of what runs on the CPU; a call runs while it is recorded."""
 
     # The tensors of a usual batch are more than a tape holds.
-    trains = False
+    trains, runs = False, True
 
     def serves(self, device: torch.device) -> bool:
         """Return whether it is the CPU, and nobody else writes down what happens on it."""
@@ -172,11 +187,14 @@ class TapeRecorder(Recorder):
 
 
 def _written(function: Callable[[], Any]) -> tuple[Any, _Writing]:
-    written = _Writing()
+    written, cached = _Writing(), torch.is_autocast_cache_enabled()
     token = _native.writer.set(written)
+    # A cast of a weight that autocast remembers would be missing on the tape.
+    torch.set_autocast_cache_enabled(False)
     try:
         # What is made in inference mode could be written to in no other.
         with torch.inference_mode(False), torch.no_grad(), written:
             return function(), written
     finally:
+        torch.set_autocast_cache_enabled(cached)
         _native.writer.reset(token)

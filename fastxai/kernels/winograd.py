@@ -71,6 +71,14 @@ class Scheme(NamedTuple):
         """How many products a tile takes."""
         return (self.kernel + self.tile - 1) ** 2
 
+    @property
+    def exact(self) -> bool:
+        """Whether an output depends on the pixels of its window alone, and all of a constant window are equal.
+
+        Elsewhere the pixels beside the window cancel, but for a rounding.
+        """
+        return self == (3, 2)
+
     def tiles(self, out: Sequence[int]) -> int:
         """Return how many tiles cover an image ``out`` (height, width)."""
         return -(-out[0] // self.tile) * -(-out[1] // self.tile)
@@ -88,8 +96,11 @@ class Packed(NamedTuple):
     scheme: Scheme
 
 
-def scheme(weight: Tensor, out: Sequence[int]) -> Scheme | None:
-    """Return the fastest tiles for a kernel [O, C, KH, KW] and images ``out`` (height, width), None if none pay."""
+def scheme(weight: Tensor, out: Sequence[int], *, exact: bool = False) -> Scheme | None:
+    """Return the fastest tiles for a kernel [O, C, KH, KW] and images ``out`` (height, width), None if none pay.
+
+    Of 3x3 kernels, ``exact`` takes only tiles that are.
+    """
     o, c, *kernel = weight.shape
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or o % 16 or c % 16:
         return None
@@ -98,7 +109,7 @@ def scheme(weight: Tensor, out: Sequence[int]) -> Scheme | None:
     # The transforms of 5x5 tiles pay from 1024 pairs of channels on: 16 to 32 take the vendor's time.
     if kernel[0] == 5 and o * c < 32 * 32:
         return None
-    found = [Scheme(3, 2), _LARGE] if kernel[0] == 3 else [Scheme(5, 2)]
+    found = [Scheme(5, 2)] if kernel[0] == 5 else [Scheme(3, 2)] if exact else [Scheme(3, 2), _LARGE]
     work = {s.positions * s.tiles(out): s for s in reversed(found)}
     least = min(work)
     # At least a fifth of the multiply-adds has to remain as gain, tiles being cut at the edges.

@@ -194,6 +194,88 @@ def test_a_value_taken_at_the_recorded_call_alone_does_no_work_twice() -> None:
     assert len(calls) == 5 and torch.allclose(total, xs.sum())
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: (torch.tensor(0.0).add_(x.sum()), torch.tensor([1.0, 2.0]).mul_(x[:2]))[0] + x,
+        lambda x: torch.ops.aten._native_batch_norm_legit(
+            x[None, :, None].expand(2, -1, 3), None, None, x.clone(), x.clone(), True, 0.1, 1e-5
+        )[0],
+        lambda x: torch.nn.functional.batch_norm(
+            x[None, :, None].expand(2, -1, 3), x.clone(), x.clone(), training=True
+        ),
+        lambda x: torch.linalg.cholesky(torch.diag(x.square() + 1)) + fastxai.ops.softplus(x.view(2, 2).t(), 2.0)[0, 0],
+        lambda x: torch.nn.functional.linear(x, torch.ones(3, 4)),
+        lambda x: (lambda y: y.view(-1) + y.t_().reshape(-1) + y[0, 1])(x.view(2, 2) * 2),
+    ],
+)
+def test_constants_statistics_and_whole_operations_are_replayed(work: Callable[[Tensor], Tensor]) -> None:
+    xs = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    got, graphs = recorded(work, xs)
+    assert len(graphs) == 1 and all(torch.equal(g, work(x)) for g, x in zip(got, xs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [
+        (lambda x: torch.empty(0).resize_(4).copy_(x), "changes the memory"),
+        (lambda x: torch.empty(0).set_(x * 3) + 0, "changes the memory"),
+        (lambda x: x.to_sparse().to_dense(), "it has sparse tensors|takes values"),
+    ],
+)
+def test_what_moves_memory_about_goes_on_as_before(work: Callable[[Tensor], Tensor], reason: str) -> None:
+    xs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match=reason):
+        got, graphs = recorded(work, xs)
+    assert len(graphs) == 0 and all(torch.equal(g, work(x)) for g, x in zip(got, xs, strict=True))
+
+
+def test_an_error_at_the_recorded_call_is_the_caller_s() -> None:
+    calls, total = [], torch.zeros(())
+
+    def work(x: Tensor) -> Tensor:
+        calls.append(0)
+        total.add_(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of something")
+        return x + 1
+
+    graphs, x = Graphs(), torch.ones(2)
+    for number in range(6):
+        if number == 2:
+            with pytest.raises(RuntimeError, match="out of something"):
+                graphs("it", work, (x,))
+        else:
+            assert torch.equal(graphs("it", work, (x,)), x + 1)
+    assert int(total) == 6 and len(graphs) == 1
+
+
+def test_reads_of_inference_mode_and_autocast_are_seen() -> None:
+    with torch.inference_mode():
+        read = torch.ones(2, 2)
+    weight = torch.ones(4, 4)
+
+    def work(x: Tensor) -> Tensor:
+        return x.view(2, 2) + read.t().contiguous() + torch.nn.functional.linear(x, weight).view(2, 2)
+
+    graphs = Graphs()
+    for number, x in enumerate(torch.randn(6, 4)):
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.functional.linear(x, weight)  # autocast remembers the weight's cast now
+            assert torch.equal(graphs("it", work, (x,), reads=[read, weight]), work(x))
+        with torch.inference_mode():
+            read.fill_(number)
+        weight.mul_(1.5)
+    assert len(graphs) == 1
+
+
+def test_what_was_there_before_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape, "_MOST", 1 << 10)
+    large = torch.ones(1 << 10)
+    _, graphs = recorded(lambda x: large[:4] * x + large.view(-1, 4)[0], torch.randn(4, 4))
+    assert len(graphs) == 1
+
+
 def test_long_tapes_are_refused_and_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tape, "_MOST", 1 << 10)
     xs = torch.randn(4, 1 << 10)

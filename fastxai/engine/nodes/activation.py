@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastxai.engine.graph import builds
 from fastxai.engine.jets import Node, Pulled, Sweep
+from fastxai.engine.nodes.bias import Bias
 from fastxai.engine.trace import Unsupported
 from fastxai.engine.weights import Expr
 from fastxai.kernels import activation as kernel
@@ -43,6 +44,12 @@ class Activate(Node):
     def absorb(self, bias: Expr) -> None:
         """Take over the channel bias of the node before."""
         self.params = [bias]
+
+    @property
+    def compares(self) -> bool:  # type: ignore[override]
+        """True for kinks at zero without a bias, which lie where the input is zero."""
+        bias = self.params or self.inputs[0].own_params > 1 or isinstance(self.inputs[0], Bias)
+        return self.activation.name in kernel.RELU_LIKE and not bias
 
     def nonnegative(self, *, signed: bool) -> bool:
         """Return True for functions that are never negative, whatever the view makes of them."""

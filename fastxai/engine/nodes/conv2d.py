@@ -41,7 +41,11 @@ class Conv2d(Layer):
         super().__init__([x], out_shape, [weight])
         self.geometry = (stride, padding, dilation, groups)
 
-    def pack(self, weight: Tensor) -> Any:
+    def prepare(self, *params: Tensor) -> tuple[Any, ...]:
+        """Return the packed weights, the node's own first."""
+        return tuple(self.pack(weight, own=i == 0) for i, weight in enumerate(params))
+
+    def pack(self, weight: Tensor, *, own: bool = False) -> Any:
         """Return W in channels-last; flipped and transposed, where that turns the transpose into a convolution.
 
         Then W packed for the kernels that are faster than the vendor's: Winograd's, Winograd's for the transpose, and
@@ -54,7 +58,7 @@ class Conv2d(Layer):
         if stride != (1, 1) or groups != 1:
             return weight, None, None, None, None
         plain = dilation == (1, 1)
-        up = self._tiled(weight, self.shape[1:])
+        up = self._tiled(weight, self.shape[1:], exact=own and self.compared)
         if min(self._reach(weight)) < 0:
             return weight, None, up, None, None
         # A forward convolution reaches a higher rate than oneDNN's backward-data on channels-last input.
@@ -64,8 +68,8 @@ class Conv2d(Layer):
             return weight, None, up, down, None
         return weight, flipped, up, None, thin_conv.pack(weight) if plain and thin_conv.fits(weight) else None
 
-    def _tiled(self, weight: Tensor, out: Sequence[int]) -> winograd.Packed | None:
-        scheme = winograd.scheme(weight, out) if self.geometry[2] == (1, 1) else None
+    def _tiled(self, weight: Tensor, out: Sequence[int], *, exact: bool = False) -> winograd.Packed | None:
+        scheme = winograd.scheme(weight, out, exact=exact) if self.geometry[2] == (1, 1) else None
         return None if scheme is None else winograd.pack(weight, scheme)
 
     def _reach(self, weight: Tensor) -> tuple[int, int]:
@@ -74,13 +78,18 @@ class Conv2d(Layer):
         height, width = (d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True))
         return height, width
 
-    def affine(self, w: Any, bias: Tensor | None, x: Tensor) -> Tensor:
+    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any") -> Tensor:
         """W * x + b on every row."""
-        if w[2] is not None and winograd.serves(x):
+        fits = w[2] is not None and (tiles == "any" or (tiles == "exact" and w[2].scheme.exact))
+        if fits and winograd.serves(x):
             return winograd.conv(x, w[2], bias, self.geometry[1])
         if w[4] is not None and thin_conv.serves(x):
             return thin_conv.apply(x, w[4], bias, self._kernel(w[0]), self.geometry[1])
         return torch.conv2d(x, w[0], bias, *self.geometry)
+
+    def mixes(self, w: Any, x: Tensor) -> bool:
+        """Return whether there are tiles for x."""
+        return winograd.serves(x) and (w[2] is not None or w[3] is not None)
 
     @staticmethod
     def _kernel(weight: Tensor) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class Dense(Layer):
             return weight
         return weight.unflatten(1, self.image).permute(0, 2, 3, 1).flatten(1)
 
-    def affine(self, w: Any, bias: Tensor | None, x: Tensor) -> Tensor:
+    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any") -> Tensor:
         """Return x W^T + b."""
         return linear.apply(self._features(x), w, bias)
 

@@ -20,6 +20,7 @@ class MaxPool(Node):
     """y = max over a window, first maximum in row-major order."""
 
     keeps_sign = True
+    compares = True
 
     def __init__(self, x: Node, window: kernel.Window) -> None:
         super().__init__([x], (x.shape[0], *window.output_size((x.shape[1], x.shape[2]))))

@@ -167,12 +167,14 @@ class Proportional(Rule):
 
     def explain(self, site: Site, xs: Sequence[Tensor], y: Tensor, r: Tensor) -> tuple[Sequence[Tensor], Any]:
         """Return sum psi_m C_m per input; arguments as in the base class."""
-        table = self._table(site)
+        table, alone = self._table(site), self._alone(site, xs)
         psis = _parts(table, xs)
         pulled: _ByPart = {}
         saved = []
         for term, places in table:
-            z = self._z(site, places, psis, y)
+            z = self._z(site, places, psis, y, "none" if alone else "any")
+            if alone:
+                z = torch.where(z == 0, torch.inf, z)
             shares = kernel.share(r, z, self.stabilizer, term.kappa, y, term.sign)
             for place in places:
                 _join(pulled, place.group.part, site.node.transpose(_weight(site, place), shares))
@@ -182,15 +184,25 @@ class Proportional(Rule):
             _join(below, "all", [psi * c for psi, c in zip(psis[part], cs, strict=True)])
         return below["all"], (saved, pulled)
 
+    def _alone(self, site: Site, xs: Sequence[Tensor]) -> bool:
+        """Return whether outputs whose contributions are all zero must share nothing.
+
+        Over a tiny stabilizer their shares are large, and tiles would let roundings of them reach other inputs. The map
+        is the same without, and its derivative but for that of zeros, which no ReLU lets pass. Where z is zero is what
+        a sum by itself says.
+        """
+        layer = is_layer(site.node) and not site.node.signed and self.proportional
+        return layer and site.node.mixes(site.weight, xs[0])
+
     @staticmethod
-    def _z(site: Site, places: list[_Place], psis: _ByPart, y: Tensor) -> Tensor:
+    def _z(site: Site, places: list[_Place], psis: _ByPart, y: Tensor, tiles: str) -> Tensor:
         z: Tensor | None = None
         for place in places:
             if place.weight is None:
                 z = add(z, y)
             else:
                 bias = None if place.bias is None else site.weights[place.bias]
-                z = add(z, site.node.affine(site.weights[place.weight], bias, psis[place.group.part][0]))
+                z = add(z, site.node.affine(site.weights[place.weight], bias, psis[place.group.part][0], tiles))
         assert z is not None
         return z
 
