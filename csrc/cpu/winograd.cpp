@@ -21,8 +21,8 @@ constexpr int64_t grain = 4;
 constexpr int64_t serial = 1 << 20;
 
 // Sums fill 24 of 32 registers, or 12 of 16; of the last `few` tiles 8 and 4, of a weight gradient, whose rows are
-// channels, 16 and 8. What runs alone
-// has a function of its own: constants of the transforms, kept in registers throughout, would drive sums into memory.
+// channels, 16 and 8. What runs alone has a function of its own: constants of the transforms, kept in registers
+// throughout, would drive sums into memory.
 struct Wide : Floats<64> {
   static constexpr int rows = 12, few = 4, grad_rows = 8;
   template <class Work>

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,15 +21,18 @@ def truth(nu: Tensor, weight: Tensor, padding: tuple[int, int], size: tuple[int,
     return torch.autograd.grad(y, x, nu.double())[0]
 
 
+SHAPES: dict[str, st.SearchStrategy[Any]] = {
+    "rows": st.integers(0, 3),
+    "thin": st.integers(1, 4),
+    "wide": st.sampled_from([16, 32, 80]),
+    "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    "size": st.tuples(st.integers(5, 13), st.integers(5, 19)),
+    "data": st.data(),
+}
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    rows=st.integers(0, 3),
-    thin=st.integers(1, 4),
-    wide=st.sampled_from([16, 32, 80]),
-    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    size=st.tuples(st.integers(5, 13), st.integers(5, 19)),
-    data=st.data(),
-)
+@given(**SHAPES)
 def test_equals_autograd(
     rows: int, thin: int, wide: int, kernel: tuple[int, int], size: tuple[int, int], data: st.DataObject
 ) -> None:
@@ -47,14 +52,7 @@ def test_equals_autograd(
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    rows=st.integers(0, 3),
-    thin=st.integers(1, 4),
-    wide=st.sampled_from([16, 32, 80]),
-    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    size=st.tuples(st.integers(5, 13), st.integers(5, 19)),
-    data=st.data(),
-)
+@given(**SHAPES)
 def test_forward_equals_float64(
     rows: int, thin: int, wide: int, kernel: tuple[int, int], size: tuple[int, int], data: st.DataObject
 ) -> None:
