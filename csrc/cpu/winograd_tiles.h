@@ -44,9 +44,41 @@ struct Scheme<3, 2> {
   }
 };
 
-// Six points: 0, +-a, +-b and infinity. Their squares and the product of these are exact.
-struct SixPoints {
-  static constexpr int64_t side = 6, positions = 36;
+// Points 0, 1, -1, -1/2, 2 and infinity. Rows but that of 1 start from differences two apart, or one, so what comes
+// from a constant is zero to the last bit.
+template <>
+struct Scheme<5, 2> {
+  static constexpr int64_t side = 6, positions = 36, tile = 2;
+  template <class Vector>
+  static FASTXAI_INLINE void gather(const Vector (&p)[6], Vector (&d)[6]) {
+    const Vector e0 = p[2] - p[0], e1 = p[3] - p[1], e2 = p[4] - p[2], e3 = p[5] - p[3];
+    d[0] = e2 - 1.5f * e1 - e0;
+    d[1] = (p[4] + p[3]) - 1.5f * (p[3] + p[2]) - (p[2] + p[1]);
+    d[2] = (p[4] - p[3]) - 1.5f * (p[3] - p[2]) - (p[2] - p[1]);
+    d[3] = e2 - 2.0f * e1;
+    d[4] = e2 + 0.5f * e1;
+    d[5] = e3 - 1.5f * e2 - e1;
+  }
+  template <class Vector>
+  static FASTXAI_INLINE void spread(const Vector (&p)[2], Vector (&d)[6]) {
+    d[0] = p[0];
+    d[1] = p[0] + p[1];
+    d[2] = p[0] - p[1];
+    d[3] = p[0] - 0.5f * p[1];
+    d[4] = p[0] + 2.0f * p[1];
+    d[5] = p[1];
+  }
+  template <class Vector>
+  static FASTXAI_INLINE void scatter(const Vector (&p)[6], Vector (&d)[2]) {
+    d[0] = p[0] + (p[1] + p[2]) + (p[3] + p[4]);
+    d[1] = (p[1] - p[2]) - 0.5f * p[3] + 2.0f * p[4] + p[5];
+  }
+};
+
+// Points 0, +-a, +-b and infinity. The squares and their product are exact.
+template <>
+struct Scheme<3, 4> {
+  static constexpr int64_t side = 6, positions = 36, tile = 4;
   static constexpr float a = 0.625f, b = 1.5f, aa = a * a, bb = b * b;
   template <class Vector>
   static FASTXAI_INLINE void gather(const Vector (&p)[6], Vector (&d)[6]) {
@@ -59,31 +91,6 @@ struct SixPoints {
     d[4] = even_b - odd_b;
     d[5] = aa * bb * p[1] - (aa + bb) * p[3] + p[5];
   }
-};
-
-template <>
-struct Scheme<5, 2> : SixPoints {
-  static constexpr int64_t tile = 2;
-  template <class Vector>
-  static FASTXAI_INLINE void spread(const Vector (&p)[2], Vector (&d)[6]) {
-    const Vector of_a = a * p[1], of_b = b * p[1];
-    d[0] = p[0];
-    d[1] = p[0] + of_a;
-    d[2] = p[0] - of_a;
-    d[3] = p[0] + of_b;
-    d[4] = p[0] - of_b;
-    d[5] = p[1];
-  }
-  template <class Vector>
-  static FASTXAI_INLINE void scatter(const Vector (&p)[6], Vector (&d)[2]) {
-    d[0] = p[0] + (p[1] + p[2]) + (p[3] + p[4]);
-    d[1] = a * (p[1] - p[2]) + b * (p[3] - p[4]) + p[5];
-  }
-};
-
-template <>
-struct Scheme<3, 4> : SixPoints {
-  static constexpr int64_t tile = 4;
   template <class Vector>
   static FASTXAI_INLINE void spread(const Vector (&p)[4], Vector (&d)[6]) {
     const Vector even_a = p[0] + aa * p[2], odd_a = a * (p[1] + aa * p[3]);

@@ -10,19 +10,25 @@ Contract (C and O multiples of 16, one group, dilation 1, K = 3 or 5):
                                               0 -1  1  0          1/2 -1/2  1/2
                                               0  1  0 -1           0    0    1
 
-    K = 3, T = 4 and K = 5, T = 2, points a = 5/8, b = 3/2:
+    K = 3, T = 4, points 0, +-a, +-b, a = 5/8, b = 3/2:
 
                     A^T = 1  1   1   1   1   0     B^T = a^2 b^2    0   -a^2-b^2    0    1  0
                           0  a  -a   b  -b   0             0     -a b^2   -b^2      a    1  0
                           0 a^2 a^2 b^2 b^2  0             0      a b^2   -b^2     -a    1  0
                           0 a^3-a^3 b^3-b^3  1             0     -a^2 b   -a^2      b    1  0
-                    (the first T rows, the 1 at the        0      a^2 b   -a^2     -b    1  0
-                    end always in the last one)            0    a^2 b^2     0   -a^2-b^2  0  1
+                                                           0      a^2 b   -a^2     -b    1  0
+                                                           0    a^2 b^2     0   -a^2-b^2  0  1
 
-                    G = e(0) / (a^2 b^2)                   e(p) = 1 p p^2 .. p^(K-1)
-                        e(a), e(-a) / (2 a^2 (a^2-b^2))
-                        e(b), e(-b) / (2 b^2 (b^2-a^2))
-                        0 .. 0 1
+    K = 5, T = 2, points 0, 1, -1, -1/2, 2:
+
+                    A^T = 1  1   1   1   1   0     B^T =  1   3/2   -2   -3/2   1   0
+                          0  1  -1 -1/2  2   1            0   -1   -5/2  -1/2   1   0
+                                                          0    1    1/2  -5/2   1   0
+                                                          0    2    -1    -2    1   0
+                                                          0  -1/2   -1    1/2   1   0
+                                                          0    1    3/2   -2  -3/2  1
+
+    the rows of G, but 0 .. 0 1 for infinity:   1, p, p^2 .. p^(K-1), over prod (p - q), q the other finite points
 
     dW = G^T [sum over tiles of (B^T d B) (x) (A nu A^T)] G      for a cotangent nu of y
 
@@ -30,7 +36,7 @@ Contract (C and O multiples of 16, one group, dilation 1, K = 3 or 5):
 runs of 32. Errors relative to the result, C of 16 to 512:
 
     K = 3, T = 2: 1.6e-7 .. 2.4e-7   T = 4: 4.7e-7 .. 7.0e-7   oneDNN: 2.1e-7 .. 2.3e-7, channels-last to 1.2e-6
-    K = 5, T = 2: 6.6e-7 .. 7.4e-7                             oneDNN: 3.3e-7 .. 3.5e-7, channels-last to 1.2e-6
+    K = 5, T = 2: 9.3e-7 .. 1.0e-6                             oneDNN: 3.3e-7 .. 3.5e-7, channels-last to 1.2e-6
 
 oneDNN has no Winograd convolution on x86; in cpu time of a Zen 4 core it takes, for K = 3, 1.7 (16 channels), 2.5 (32)
 to 3.0 times as long (256), for the weight gradient 1.1 to 2.6 times; with AVX2 alone 1.9 to 3.1 and 1.4 to 3.7 times.
@@ -56,8 +62,8 @@ _PANEL = 32
 # Work, in multiply-adds, for which another thread is woken; and bytes of all threads' sums.
 _PIECE, _SUMS = 1 << 22, 256 << 20
 _G3 = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-# The finite points of the 6x6 transforms, as in csrc/cpu/winograd_tiles.h.
-_POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
+# The finite points of the 6x6 transforms, by the side of the kernel, as in csrc/cpu/winograd_tiles.h.
+_POINTS = {3: (0.0, 0.625, -0.625, 1.5, -1.5), 5: (0.0, 1.0, -1.0, -0.5, 2.0)}
 
 
 class Scheme(NamedTuple):
@@ -75,9 +81,9 @@ class Scheme(NamedTuple):
     def exact(self) -> bool:
         """Whether an output depends on the pixels of its window alone, and all of a constant window are equal.
 
-        Elsewhere the pixels beside the window cancel, but for a rounding.
+        Elsewhere the pixels beside the window, and the differences of a constant's, cancel but for a rounding.
         """
-        return self == (3, 2)
+        return self.tile == 2
 
     def tiles(self, out: Sequence[int]) -> int:
         """Return how many tiles cover an image ``out`` (height, width)."""
@@ -99,7 +105,7 @@ class Packed(NamedTuple):
 def scheme(weight: Tensor, out: Sequence[int], *, exact: bool = False) -> Scheme | None:
     """Return the fastest tiles for a kernel [O, C, KH, KW] and images ``out`` (height, width), None if none pay.
 
-    Of 3x3 kernels, ``exact`` takes only tiles that are.
+    With ``exact``, of those that are.
     """
     o, c, *kernel = weight.shape
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or o % 16 or c % 16:
@@ -109,7 +115,7 @@ def scheme(weight: Tensor, out: Sequence[int], *, exact: bool = False) -> Scheme
     # The transforms of 5x5 tiles pay from 1024 pairs of channels on: 16 to 32 take the vendor's time.
     if kernel[0] == 5 and o * c < 32 * 32:
         return None
-    found = [Scheme(5, 2)] if kernel[0] == 5 else [Scheme(3, 2)] if exact else [Scheme(3, 2), _LARGE]
+    found = [Scheme(kernel[0], 2)] if exact or kernel[0] == 5 else [Scheme(3, 2), _LARGE]
     work = {s.positions * s.tiles(out): s for s in reversed(found)}
     least = min(work)
     # At least a fifth of the multiply-adds has to remain as gain, tiles being cut at the edges.
@@ -126,7 +132,7 @@ def _transform(scheme: Scheme) -> Tensor:
     if scheme == (3, 2):
         g = torch.tensor(_G3, dtype=torch.float64)
     else:
-        points = torch.tensor(_POINTS, dtype=torch.float64)
+        points = torch.tensor(_POINTS[scheme.kernel], dtype=torch.float64)
         apart = (points[:, None] - points).fill_diagonal_(1).prod(1)
         powers = points[:, None] ** torch.arange(scheme.kernel)
         infinity = torch.eye(scheme.kernel, dtype=torch.float64)[-1:]

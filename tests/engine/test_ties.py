@@ -81,17 +81,27 @@ def _registers() -> int:
     return fastxai.kernels._native.vector_registers()
 
 
-def test_exact_tiles_see_their_windows_alone() -> None:
-    """Exact zeros beside large values, and equal outputs of a constant."""
-    x, weight = torch.zeros(1, 16, 12, 12), torch.randn(16, 16, 3, 3)
-    x[0, :, 6:, 7:] = 1e3 * torch.randn(16, 6, 5)
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_exact_tiles_see_their_windows_alone(kernel: int) -> None:
+    """Exact zeros beside large values; equal outputs of a constant, and along whatever changes in one direction."""
     if not _registers():
         pytest.skip("no Winograd kernel for this processor")
-    exact = winograd.conv(x, winograd.pack(weight, winograd.Scheme(3, 2)), None, (1, 1))
+    x, weight = torch.zeros(1, 16, 12, 12), torch.randn(16, 16, kernel, kernel)
+    x[0, :, 6:, 7:] = 1e3 * torch.randn(16, 6, 5)
+    packed = winograd.pack(weight, winograd.Scheme(kernel, 2))
+    assert packed.scheme.exact
+    exact = winograd.conv(x, packed, None, (1, 1))
     want = torch.conv2d(x, weight, padding=1)
     assert torch.equal(exact == 0, want == 0)
-    flat = winograd.conv(torch.full_like(x, 0.3), winograd.pack(weight, winograd.Scheme(3, 2)), None, (0, 0))
+    flat = winograd.conv(torch.full_like(x, 0.3), packed, None, (0, 0))
     assert bool((flat == flat[:, :, :1, :1]).all())
+    beside = torch.where(torch.arange(12) < 7, 0.3, torch.randn(1, 16, 12, 12))
+    inside = winograd.conv(beside, packed, None, (0, 0))[..., : 8 - kernel]
+    assert torch.equal(inside, flat[..., : 8 - kernel])
+    rows = torch.randn(1, 16, 12, 1).expand(1, 16, 12, 12)
+    for changing, along in ((rows, 3), (rows.mT, 2)):
+        y = winograd.conv(changing, packed, None, (0, 0))
+        assert torch.equal(y, y.narrow(along, 0, 1).expand_as(y))
 
 
 @pytest.mark.parametrize("composite", ["zplus_zb", "epsilon_plus", "epsilon_alpha2_beta1", "epsilon_gamma_box"])

@@ -69,7 +69,7 @@ def test_equals_float64(
 @pytest.mark.parametrize("registers", WIDTHS)
 @pytest.mark.parametrize("channels", [32, 256])
 # Transforms of 6x6 pixels have larger numbers than those of 4x4.
-@pytest.mark.parametrize(("scheme", "most"), list(zip(SCHEMES, (1.25, 3.5, 2.5), strict=True)))
+@pytest.mark.parametrize(("scheme", "most"), list(zip(SCHEMES, (1.25, 3.5, 3.5), strict=True)))
 def test_errs_by_a_few_times_the_vendors_rounding_at_most(
     registers: int, channels: int, scheme: winograd.Scheme, most: float
 ) -> None:
