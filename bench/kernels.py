@@ -184,6 +184,7 @@ def share_cases(a: Tensor, a_v: Tensor) -> list[Case]:
     """Relevance over a stabilised sum, where y > 0, and the adjoint; the memory that this one takes is its own."""
     r, z, y, d, epsilon = a_v, a, a.flip(0), a_v.flip(0), 1e-6
     spare, unit = d.clone(), z.numel() * z.element_size()
+    how = proportional.Shares(epsilon, sign=1)
 
     def theirs_share(r: Tensor, z: Tensor, y: Tensor) -> Tensor:
         return torch.where(y > 0, r / torch.where(z < 0, z - epsilon, z + epsilon), 0)
@@ -193,14 +194,14 @@ def share_cases(a: Tensor, a_v: Tensor) -> list[Case]:
         return torch.where(y > 0, quotient, 0), -quotient * shares
 
     def ours_adjoint() -> Result:
-        return proportional.adjoint(spare.copy_(d), z, shares, epsilon, 1.0, y, 1)
+        return proportional.adjoint(spare.copy_(d), z, shares, how, y)
 
     shares = theirs_share(r, z, y)
     wide = [x.double() for x in (d, z, shares, y)]
     return [
         Case(
             "share, where y > 0", "where, add, divide, where",
-            lambda: (proportional.share(r, z, epsilon, 1.0, y, 1),), lambda: (theirs_share(r, z, y),),
+            lambda: (proportional.share(r, z, how, y),), lambda: (theirs_share(r, z, y),),
             4 * unit, (theirs_share(r.double(), z.double(), y.double()),),
         ),
         Case(

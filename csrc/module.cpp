@@ -116,19 +116,20 @@ void cpu_interpolate_reduce_primal(int code, int second, double beta, double alp
   });
 }
 
-void cpu_proportional_share(double epsilon, double kappa, int sign, int dtype, int64_t elements, Address r, Address z,
-                            Address y, Address shares, int threads) {
+void cpu_proportional_share(double epsilon, double kappa, int sign, bool alone, int dtype, int64_t elements, Address r,
+                            Address z, Address y, Address shares, int threads) {
   with_cpu_type(dtype, [&](auto zero) {
     using T = decltype(zero);
-    cpu::proportional_share<T>({epsilon, kappa, sign}, elements, at<T>(r), at<T>(z), at<T>(y), at<T>(shares), threads);
+    cpu::proportional_share<T>({epsilon, kappa, sign, alone}, elements, at<T>(r), at<T>(z), at<T>(y), at<T>(shares),
+                               threads);
   });
 }
 
-void cpu_proportional_adjoint(double epsilon, double kappa, int sign, int dtype, int64_t elements, Address d, Address z,
-                              Address shares, Address y, Address t, Address dz, int threads) {
+void cpu_proportional_adjoint(double epsilon, double kappa, int sign, bool alone, int dtype, int64_t elements,
+                              Address d, Address z, Address shares, Address y, Address t, Address dz, int threads) {
   with_cpu_type(dtype, [&](auto zero) {
     using T = decltype(zero);
-    cpu::proportional_adjoint<T>({epsilon, kappa, sign}, elements, at<T>(d), at<T>(z), at<T>(shares), at<T>(y),
+    cpu::proportional_adjoint<T>({epsilon, kappa, sign, alone}, elements, at<T>(d), at<T>(z), at<T>(shares), at<T>(y),
                                  at<T>(t), at<T>(dz), threads);
   });
 }
@@ -260,6 +261,12 @@ void cpu_winograd_conv(const std::array<int64_t, 11>& g, Address x, Address u, A
   cpu::winograd_conv(conv, at<float>(x), at<float>(u), at<float>(bias), at<float>(y), registers, threads);
 }
 
+void cpu_winograd_refine(const std::array<int64_t, 11>& g, Address x, Address weight, Address bias, Address least,
+                         Address y, int threads) {
+  const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
+  cpu::winograd_refine(conv, at<float>(x), at<float>(weight), at<float>(bias), at<float>(least), at<float>(y), threads);
+}
+
 void cpu_winograd_weight_grad(const std::array<int64_t, 11>& g, Address x, Address nu, Address du, int registers,
                               int pieces) {
   const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
@@ -377,6 +384,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_thin_conv_apply", &cpu_thin_conv_apply, Free());
   m.def("cpu_thin_conv_transpose", &cpu_thin_conv_transpose, Free());
   m.def("cpu_winograd_conv", &cpu_winograd_conv, Free());
+  m.def("cpu_winograd_refine", &cpu_winograd_refine, Free());
   m.def("cpu_winograd_weight_grad", &cpu_winograd_weight_grad, Free());
 #ifdef FASTXAI_CUDA
   m.attr("has_cuda") = true;

@@ -229,6 +229,7 @@ def cpu_proportional_share(
     epsilon: float,
     kappa: float,
     sign: int,
+    alone: bool,
     dtype: int,
     elements: int,
     r: int,
@@ -242,6 +243,7 @@ def cpu_proportional_adjoint(
     epsilon: float,
     kappa: float,
     sign: int,
+    alone: bool,
     dtype: int,
     elements: int,
     d: int,
@@ -262,6 +264,9 @@ def cpu_thin_conv_apply(geometry: Sequence[int], x: int, weight: int, bias: int,
 def cpu_thin_conv_transpose(geometry: Sequence[int], nu: int, weight: int, mu: int, threads: int) -> None: ...
 def cpu_winograd_conv(
     geometry: Sequence[int], x: int, u: int, bias: int, y: int, registers: int, threads: int
+) -> None: ...
+def cpu_winograd_refine(
+    geometry: Sequence[int], x: int, weight: int, bias: int, least: int, y: int, threads: int
 ) -> None: ...
 def cpu_winograd_weight_grad(
     geometry: Sequence[int], x: int, nu: int, du: int, registers: int, pieces: int

@@ -15,12 +15,15 @@ constexpr int64_t serial = 1 << 14;
 template <class T>
 struct Scaled {
   T epsilon, kappa, sign;
-  explicit Scaled(const Shares& how) : epsilon(T(how.epsilon)), kappa(T(how.kappa)), sign(T(how.sign)) {}
+  bool alone;
+  explicit Scaled(const Shares& how)
+      : epsilon(T(how.epsilon)), kappa(T(how.kappa)), sign(T(how.sign)), alone(how.alone) {}
 };
 
-template <class T>
+template <bool alone, class T>
 FASTXAI_INLINE T over_stable(T x, T z, T epsilon) {
-  return x / (z < 0 ? z - epsilon : z + epsilon);
+  const T quotient = x / (z < 0 ? z - epsilon : z + epsilon);
+  return alone && z == 0 ? T(0) : quotient;
 }
 
 template <class T>
@@ -30,11 +33,11 @@ struct Share {
   T* shares;
 };
 
-template <bool masked, class T>
+template <bool masked, bool alone, class T>
 FASTXAI_INLINE void run(const Share<T>& p, int64_t begin, int64_t end) {
-  const auto [epsilon, kappa, sign] = p.c;
+  const auto [epsilon, kappa, sign, _] = p.c;
   FASTXAI_VECTOR for (int64_t i = begin; i < end; ++i) {
-    const T share = kappa * over_stable(p.r[i], p.z[i], epsilon);
+    const T share = kappa * over_stable<alone>(p.r[i], p.z[i], epsilon);
     p.shares[i] = !masked || p.y[i] * sign > 0 ? share : T(0);
   }
 }
@@ -46,14 +49,19 @@ struct Adjoint {
   T *t, *dz;
 };
 
-template <bool masked, class T>
+template <bool masked, bool alone, class T>
 FASTXAI_INLINE void run(const Adjoint<T>& p, int64_t begin, int64_t end) {
-  const auto [epsilon, kappa, sign] = p.c;
+  const auto [epsilon, kappa, sign, _] = p.c;
   FASTXAI_VECTOR for (int64_t i = begin; i < end; ++i) {
-    const T quotient = over_stable(p.d[i], p.z[i], epsilon);
+    const T quotient = over_stable<alone>(p.d[i], p.z[i], epsilon);
     p.dz[i] = -quotient * p.shares[i];
     p.t[i] = !masked || p.y[i] * sign > 0 ? kappa * quotient : T(0);
   }
+}
+
+template <bool masked, class Kernel>
+FASTXAI_INLINE void run(const Kernel& p, int64_t begin, int64_t end) {
+  p.c.alone ? run<masked, true>(p, begin, end) : run<masked, false>(p, begin, end);
 }
 
 #define FASTXAI_CLONE(Kernel, T)                                              \

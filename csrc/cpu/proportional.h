@@ -5,10 +5,11 @@
 
 namespace fastxai::cpu {
 
-// S = kappa r / stab(z); where sign is not 0, only where y has that sign.
+// S = kappa r / stab(z); where sign is not 0, only where y has that sign; with `alone`, only where z is not 0.
 struct Shares {
   double epsilon, kappa;
   int sign;
+  bool alone;
 };
 
 // All operands hold `elements` numbers; y is read only where sign is not 0.

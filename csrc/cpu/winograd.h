@@ -18,6 +18,11 @@ struct Winograd {
 void winograd_conv(const Winograd& conv, const float* x, const float* u, const float* bias, float* y, int registers,
                    int threads);
 
+// y as above: sums anew, one product after the other, what is below least[outputs] times the largest |x| of its image.
+// weight: [outputs, kernel, kernel, channels].
+void winograd_refine(const Winograd& conv, const float* x, const float* weight, const float* bias, const float* least,
+                     float* y, int threads);
+
 // du: [pieces, size of u], sums over the tiles of each piece of B^T d B (x) A nu A^T; nu as y above.
 void winograd_weight_grad(const Winograd& conv, const float* x, const float* nu, float* du, int pieces, int registers);
 

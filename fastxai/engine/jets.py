@@ -225,7 +225,8 @@ class Layer(Linear):
             w: a packed weight.
             bias: [features], or None.
             x: any number of rows.
-            tiles: by which shortcuts of convolutions: "any", those that are "exact" (``winograd.Scheme``), or "none".
+            tiles: which convolutions by tiles will do: "any", those that are "exact" (``winograd.Scheme``), or those
+                whose small outputs are "refined" (``winograd.conv``).
         """
 
     def mixes(self, w: Any, x: Tensor) -> bool:

@@ -5,12 +5,13 @@ Contract (all backends; tensors of one shape, dtype and memory format):
     share    r, z -> S = kappa r / stab(z);  stab(z) = z + epsilon where z >= 0, -0.0 included, else z - epsilon
     adjoint  d = dL/dS, z, S -> t = dL/dr = kappa q, dz = dL/dz = -q S;  q = d / stab(z)
 
-With y and sign (1 or -1), S and t are zero where y is zero or has the other sign.
+With y and sign (1 or -1), S and t are zero where y is zero or has the other sign; with ``alone`` all three where z is.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,26 +20,41 @@ from fastxai import _backend, _check
 from fastxai.kernels import _memory, _native
 from fastxai.kernels.activation import widened
 
-__all__ = ["adjoint", "share"]
+__all__ = ["Shares", "adjoint", "share"]
 
 
-def _over_stable(x: Tensor, z: Tensor, epsilon: float) -> Tensor:
-    return widened(x) / torch.where(z < 0, widened(z) - epsilon, widened(z) + epsilon)
+class Shares(NamedTuple):
+    """How relevance is shared.
+
+    Attributes:
+        epsilon: of stab(z) = z + epsilon sign(z), sign(0) = 1.
+        kappa: a factor.
+        sign: of y, where there are shares: 1, -1, or 0 for everywhere.
+        alone: whether there are none where z is zero.
+    """
+
+    epsilon: float
+    kappa: float = 1.0
+    sign: int = 0
+    alone: bool = False
+
+
+def _over_stable(x: Tensor, z: Tensor, how: Shares) -> Tensor:
+    quotient = widened(x) / torch.where(z < 0, widened(z) - how.epsilon, widened(z) + how.epsilon)
+    return quotient.masked_fill_(z == 0, 0) if how.alone else quotient
 
 
 def _where(y: Tensor | None, sign: int, x: Tensor) -> Tensor:
     return torch.where(y * sign > 0, x, 0) if y is not None and sign else x
 
 
-def _share_reference(r: Tensor, z: Tensor, epsilon: float, kappa: float, y: Tensor | None, sign: int) -> Tensor:
-    return _where(y, sign, kappa * _over_stable(r, z, epsilon)).to(z.dtype)
+def _share_reference(r: Tensor, z: Tensor, how: Shares, y: Tensor | None) -> Tensor:
+    return _where(y, how.sign, how.kappa * _over_stable(r, z, how)).to(z.dtype)
 
 
-def _adjoint_reference(
-    d: Tensor, z: Tensor, shares: Tensor, epsilon: float, kappa: float, y: Tensor | None, sign: int
-) -> tuple[Tensor, Tensor]:
-    quotient = _over_stable(d, z, epsilon)
-    return _where(y, sign, kappa * quotient).to(z.dtype), (-quotient * widened(shares)).to(z.dtype)
+def _adjoint_reference(d: Tensor, z: Tensor, shares: Tensor, how: Shares, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    quotient = _over_stable(d, z, how)
+    return _where(y, how.sign, how.kappa * quotient).to(z.dtype), (-quotient * widened(shares)).to(z.dtype)
 
 
 def _triton() -> ModuleType:
@@ -47,7 +63,7 @@ def _triton() -> ModuleType:
     return proportional
 
 
-def _launch(name: str, how: tuple[float, float, int], z: Tensor, *operands: Tensor | None) -> None:
+def _launch(name: str, how: Shares, z: Tensor, *operands: Tensor | None) -> None:
     addresses = (0 if x is None else x.data_ptr() for x in operands)
     _native.launch("cpu", "proportional_" + name, z, *how, _native.DTYPES[z.dtype], z.numel(), *addresses)
 
@@ -73,16 +89,14 @@ def _check_mask(y: Tensor | None, sign: int, z: Tensor) -> Tensor | None:
     return y
 
 
-def share(r: Tensor, z: Tensor, epsilon: float, kappa: float = 1.0, y: Tensor | None = None, sign: int = 0) -> Tensor:
+def share(r: Tensor, z: Tensor, how: Shares, y: Tensor | None = None) -> Tensor:
     """Divide relevance by what it is shared among, S = kappa r / stab(z), where sign y > 0.
 
     Args:
         r: relevance [...].
         z: the sum of all contributions [...]; a copy is made where it is not dense, channels first or last.
-        epsilon: of stab(z) = z + epsilon sign(z), sign(0) = 1.
-        kappa: a factor.
-        y: [...], whose sign decides; not read where ``sign`` is 0.
-        sign: 1, -1, or 0 for everywhere.
+        how: epsilon, kappa, and where there are shares.
+        y: [...], whose sign decides; not read where ``how.sign`` is 0.
 
     Returns:
         S [...], in z's memory format.
@@ -91,32 +105,28 @@ def share(r: Tensor, z: Tensor, epsilon: float, kappa: float = 1.0, y: Tensor | 
         ValueError: shapes, dtypes or devices do not belong together, or y is missing.
     """
     _check_like(z, r=r)
-    y = _check_mask(y, sign, z)
+    y = _check_mask(y, how.sign, z)
     z, r, y = _native.alike(z, r, y)
     match _backend.pick(z):
         case "reference":
-            return _share_reference(r, z, epsilon, kappa, y, sign)
+            return _share_reference(r, z, how, y)
         case "cpu":
             shares = _memory.empty_like(z)
-            _launch("share", (epsilon, kappa, sign), z, r, z, y, shares)
+            _launch("share", how, z, r, z, y, shares)
             return shares
         case _:  # Triton serves "cuda" too
-            return _triton().share(r, z, epsilon, kappa, y, sign)
+            return _triton().share(r, z, how, y)
 
 
-def adjoint(
-    d: Tensor, z: Tensor, shares: Tensor, epsilon: float, kappa: float = 1.0, y: Tensor | None = None, sign: int = 0
-) -> tuple[Tensor, Tensor]:
+def adjoint(d: Tensor, z: Tensor, shares: Tensor, how: Shares, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the cotangents t = kappa q and dz = -q S of r and z, q = d / stab(z), given that of S.
 
     Args:
         d: cotangent of S [...]; its memory may become t's.
         z: as for ``share``.
         shares: S [...], what ``share`` returned.
-        epsilon: as for ``share``.
-        kappa: as for ``share``.
+        how: as for ``share``.
         y: as for ``share``.
-        sign: as for ``share``.
 
     Returns:
         (t, dz), both [...], in z's memory format.
@@ -125,14 +135,14 @@ def adjoint(
         ValueError: shapes, dtypes or devices do not belong together, or y is missing.
     """
     _check_like(z, d=d, shares=shares)
-    y = _check_mask(y, sign, z)
+    y = _check_mask(y, how.sign, z)
     z, d, shares, y = _native.alike(z, d, shares, y)
     match _backend.pick(z):
         case "reference":
-            return _adjoint_reference(d, z, shares, epsilon, kappa, y, sign)
+            return _adjoint_reference(d, z, shares, how, y)
         case "cpu":
             dz = _memory.empty_like(z)
-            _launch("adjoint", (epsilon, kappa, sign), z, d, z, shares, y, d, dz)
+            _launch("adjoint", how, z, d, z, shares, y, d, dz)
             return d, dz
         case _:  # Triton serves "cuda" too
-            return _triton().adjoint(d, z, shares, epsilon, kappa, y, sign)
+            return _triton().adjoint(d, z, shares, how, y)

@@ -61,6 +61,8 @@ __all__ = ["Packed", "Scheme", "conv", "pack", "scheme", "serves", "weight_grad"
 _PANEL = 32
 # Work, in multiply-adds, for which another thread is woken; and bytes of all threads' sums.
 _PIECE, _SUMS = 1 << 22, 256 << 20
+# Of sum |W_o| max |x|: below it tiles leave three digits or less, and outputs are summed anew where small ones matter.
+_SMALL = 2.0**-10
 _G3 = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 # The finite points of the 6x6 transforms, by the side of the kernel, as in csrc/cpu/winograd_tiles.h.
 _POINTS = {3: (0.0, 0.625, -0.625, 1.5, -1.5), 5: (0.0, 1.0, -1.0, -0.5, 2.0)}
@@ -96,10 +98,11 @@ _MANY = 256
 
 
 class Packed(NamedTuple):
-    """G W G^T in the kernel's order."""
+    """G W G^T in the kernel's order; ``least`` [O] is what counts as a small output of x with |x| <= 1."""
 
     u: Tensor
     scheme: Scheme
+    least: Tensor
 
 
 def scheme(weight: Tensor, out: Sequence[int], *, exact: bool = False) -> Scheme | None:
@@ -144,7 +147,8 @@ def pack(weight: Tensor, scheme: Scheme) -> Packed:
     """Return G W G^T of W [O, C, K, K] in panels of outputs [positions, C, 32 (the last: or 16)]."""
     o, c, kernel, _ = weight.shape
     u = _transform(scheme) @ weight.double().permute(2, 3, 1, 0).reshape(kernel**2, c * o)
-    return Packed(torch.cat([part.flatten() for part in u.float().view(-1, c, o).split(_PANEL, 2)]), scheme)
+    panels = [part.flatten() for part in u.float().view(-1, c, o).split(_PANEL, 2)]
+    return Packed(torch.cat(panels), scheme, weight.abs().sum((1, 2, 3)).mul_(_SMALL))
 
 
 def unpack(u: Tensor, channels: int, scheme: Scheme) -> Tensor:
@@ -154,7 +158,9 @@ def unpack(u: Tensor, channels: int, scheme: Scheme) -> Tensor:
     return w.float().view(scheme.kernel, scheme.kernel, channels, -1).permute(3, 2, 0, 1)
 
 
-def conv(x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+def conv(
+    x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int], direct: Tensor | None = None
+) -> Tensor:
     """Return y [R, O, Ho, Wo] in channels-last.
 
     Args:
@@ -162,11 +168,16 @@ def conv(x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int
         packed: from ``pack``.
         bias: [O], or None.
         padding: zeros around x.
+        direct: W in channels-last, by which outputs that are small beside what their terms could be are summed
+            directly: y is right to three digits wherever all terms have one sign, and zero where they are; None: tiles
+            alone.
     """
-    return _run(x, packed, bias, padding, _native.vector_registers())
+    return _run(x, packed, bias, padding, direct, _native.vector_registers())
 
 
-def _run(x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int], registers: int) -> Tensor:
+def _run(
+    x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int], direct: Tensor | None, registers: int
+) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     rows, channels, height, width = x.shape
     scheme = packed.scheme
@@ -178,6 +189,9 @@ def _run(x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int
         start = 0 if bias is None else (bias := bias.contiguous()).data_ptr()
         addresses = (x.data_ptr(), packed.u.data_ptr(), start, y.data_ptr())
         _native.launch("cpu", "winograd_conv", x, geometry, *addresses, registers)
+        if direct is not None:
+            addresses = (x.data_ptr(), direct.data_ptr(), start, packed.least.data_ptr(), y.data_ptr())
+            _native.launch("cpu", "winograd_refine", x, geometry, *addresses)
     return y
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fastxai
 from fastxai.kernels import proportional
+from fastxai.kernels.proportional import Shares
 
 FLOAT32, FLOAT64 = 2e-6, 1e-15
 SIGNS = (0, 1, -1)
@@ -33,8 +34,8 @@ def test_reference_matches_autograd(epsilon: float, kappa: float, sign: int) -> 
     want = kappa * r / stable * ((y * sign > 0) | (sign == 0))
     want_t, want_dz = torch.autograd.grad(want, (r, z), d)
     with fastxai.backend("reference"):
-        shares = proportional.share(r.detach(), z.detach(), epsilon, kappa, y, sign)
-        t, dz = proportional.adjoint(d, z.detach(), shares, epsilon, kappa, y, sign)
+        shares = proportional.share(r.detach(), z.detach(), Shares(epsilon, kappa, sign), y)
+        t, dz = proportional.adjoint(d, z.detach(), shares, Shares(epsilon, kappa, sign), y)
     torch.testing.assert_close((shares, t, dz), (want.detach(), want_t, want_dz), rtol=1e-14, atol=1e-300)
 
 
@@ -66,8 +67,9 @@ def test_cpu_any_shape(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("sign", SIGNS)
-def test_every_pair_of_extreme_values_bit_for_bit(dtype: torch.dtype, sign: int) -> None:
+def test_every_pair_of_extreme_values_bit_for_bit(dtype: torch.dtype, sign: int, alone: bool) -> None:
     info = torch.finfo(dtype)
     ends = [0.0, info.smallest_normal / 4, 1e-6, 1.0, info.max, math.inf]
     values = torch.tensor([*ends, *(-v for v in ends), math.nan], dtype=dtype)
@@ -75,8 +77,9 @@ def test_every_pair_of_extreme_values_bit_for_bit(dtype: torch.dtype, sign: int)
     y, d, results = r.t().contiguous(), r.flip(0), []
     for backend in ("cpu", "reference"):
         with fastxai.backend(backend):
-            shares = proportional.share(r, z, 1e-6, 0.5, y, sign)
-            results.append((shares, *proportional.adjoint(d.clone(), z, shares, 1e-6, 0.5, y, sign)))
+            how = Shares(1e-6, 0.5, sign, alone)
+            shares = proportional.share(r, z, how, y)
+            results.append((shares, *proportional.adjoint(d.clone(), z, shares, how, y)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
@@ -85,10 +88,10 @@ def test_every_pair_of_extreme_values_bit_for_bit(dtype: torch.dtype, sign: int)
 def test_zero_counts_as_positive_in_z_and_as_neither_in_y(backend: str) -> None:
     one, zeros = torch.ones(2), torch.tensor([0.0, -0.0])
     with fastxai.backend(backend):
-        assert proportional.share(one, zeros, 0.25).tolist() == [4.0, 4.0]
+        assert proportional.share(one, zeros, Shares(0.25)).tolist() == [4.0, 4.0]
         for sign in (1, -1):
-            shares = proportional.share(one, zeros, 0.25, 1.0, zeros, sign)
-            t, dz = proportional.adjoint(one.clone(), zeros, shares, 0.25, 1.0, zeros, sign)
+            shares = proportional.share(one, zeros, Shares(0.25, sign=sign), zeros)
+            t, dz = proportional.adjoint(one.clone(), zeros, shares, Shares(0.25, sign=sign), zeros)
             assert shares.tolist() == t.tolist() == dz.tolist() == [0.0, 0.0]
 
 
@@ -98,20 +101,20 @@ def test_properties(kappa: float, epsilon: float, seed: int) -> None:
     """The two signs make up the whole; t is the transpose of S in r; a larger stabiliser never gives more."""
     torch.manual_seed(seed)
     r, z, y, d = operands((5, 13))
-    whole = proportional.share(r, z, epsilon, kappa)
-    halves = [proportional.share(r, z, epsilon, kappa, y, sign) for sign in (1, -1)]
+    whole = proportional.share(r, z, Shares(epsilon, kappa))
+    halves = [proportional.share(r, z, Shares(epsilon, kappa, sign), y) for sign in (1, -1)]
     assert torch.equal(halves[0] + halves[1], whole)
     for shares, sign in ((whole, 0), (halves[0], 1), (halves[1], -1)):
-        t, dz = proportional.adjoint(d.clone(), z, shares, epsilon, kappa, y, sign)
+        t, dz = proportional.adjoint(d.clone(), z, shares, Shares(epsilon, kappa, sign), y)
         torch.testing.assert_close((d * shares).sum(), (t * r).sum(), rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(kappa * dz, -shares * proportional.share(d, z, epsilon, kappa))
-    assert bool((proportional.share(r, z, 2 * epsilon, kappa).abs() <= whole.abs()).all())
+        torch.testing.assert_close(kappa * dz, -shares * proportional.share(d, z, Shares(epsilon, kappa)))
+    assert bool((proportional.share(r, z, Shares(2 * epsilon, kappa)).abs() <= whole.abs()).all())
 
 
 def test_the_cotangent_gives_its_memory() -> None:
     r, z, _, d = operands((3, 4))
     with fastxai.backend("cpu"):
-        t, dz = proportional.adjoint(d, z, r, 1e-6)
+        t, dz = proportional.adjoint(d, z, r, Shares(1e-6))
     assert t.data_ptr() == d.data_ptr() != dz.data_ptr()
 
 
@@ -132,10 +135,12 @@ def test_any_strides(name: str, backend: str) -> None:
     r, y, d = (torch.randn(z.shape).transpose(1, 2).contiguous().transpose(1, 2) for _ in range(3))
     old = [x.clone() for x in (r, z, y, d)]
     with fastxai.backend(backend):
-        shares = proportional.share(r, z, 1e-6, 1.0, y, 1)
-        want = proportional.share(*(x.contiguous() for x in (r, z)), 1e-6, 1.0, y.contiguous(), 1)
-        got = proportional.adjoint(z, r, d, 1e-6, 2.0, y, -1)
-        exact = proportional.adjoint(*(x.clone().contiguous() for x in (z, r, d)), 1e-6, 2.0, y.contiguous(), -1)
+        shares = proportional.share(r, z, Shares(1e-6, sign=1), y)
+        want = proportional.share(*(x.contiguous() for x in (r, z)), Shares(1e-6, sign=1), y.contiguous())
+        got = proportional.adjoint(z, r, d, Shares(1e-6, 2.0, -1), y)
+        exact = proportional.adjoint(
+            *(x.clone().contiguous() for x in (z, r, d)), Shares(1e-6, 2.0, -1), y.contiguous()
+        )
     assert torch.equal(shares, want) and all(torch.equal(a, b) for a, b in zip(got, exact, strict=True))
     assert all(torch.equal(a, b) for a, b in zip((r, z, y, d), old, strict=True))
 
@@ -145,8 +150,8 @@ def test_z_decides_the_order(backend: str) -> None:
     r, z, y, d = operands((2, 3, 4, 5))
     z = z.contiguous(memory_format=torch.channels_last)
     with fastxai.backend(backend):
-        shares = proportional.share(r, z, 1e-6, 1.0, y, 1)
-        results = (shares, *proportional.adjoint(d, z, shares, 1e-6, 1.0, y, 1))
+        shares = proportional.share(r, z, Shares(1e-6, sign=1), y)
+        results = (shares, *proportional.adjoint(d, z, shares, Shares(1e-6, sign=1), y))
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in results)
 
 
@@ -155,8 +160,8 @@ def test_threads_do_not_change_the_bits() -> None:
     results, threads = [], torch.get_num_threads()
     for count in (1, 2):
         torch.set_num_threads(count)
-        shares = proportional.share(r, z, 1e-6, 1.0, y, 1)
-        results.append((shares, *proportional.adjoint(d.clone(), z, shares, 1e-6, 1.0, y, 1)))
+        shares = proportional.share(r, z, Shares(1e-6, sign=1), y)
+        results.append((shares, *proportional.adjoint(d.clone(), z, shares, Shares(1e-6, sign=1), y)))
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -167,15 +172,18 @@ X = torch.zeros(4, 3)
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: proportional.share(X[:3], X, 1e-6), r"r must have shape \[4, 3\], got \[3, 3\]"),
-        (lambda: proportional.share(X.double(), X, 1e-6), "r must have z's dtype torch.float32, got torch.float64"),
-        (lambda: proportional.share(X.to("meta"), X, 1e-6), "r must be on z's device cpu, got meta"),
-        (lambda: proportional.share(X, X, 1e-6, sign=1), "y must be given for sign 1, got None"),
-        (lambda: proportional.share(X, X, 1e-6, y=X[0], sign=1), r"y must have shape \[4, 3\], got \[3\]"),
-        (lambda: proportional.share(X, X, 1e-6, y=X, sign=2), "sign must be one of 1, 0, -1, got 2"),
-        (lambda: proportional.adjoint(X[:3], X, X, 1e-6), r"d must have shape \[4, 3\], got \[3, 3\]"),
-        (lambda: proportional.adjoint(X, X, X.double(), 1e-6), "shares must have z's dtype"),
-        (lambda: proportional.adjoint(X, X, X, 1e-6, sign=-1), "y must be given for sign -1, got None"),
+        (lambda: proportional.share(X[:3], X, Shares(1e-6)), r"r must have shape \[4, 3\], got \[3, 3\]"),
+        (
+            lambda: proportional.share(X.double(), X, Shares(1e-6)),
+            "r must have z's dtype torch.float32, got torch.float64",
+        ),
+        (lambda: proportional.share(X.to("meta"), X, Shares(1e-6)), "r must be on z's device cpu, got meta"),
+        (lambda: proportional.share(X, X, Shares(1e-6, sign=1)), "y must be given for sign 1, got None"),
+        (lambda: proportional.share(X, X, Shares(1e-6, sign=1), X[0]), r"y must have shape \[4, 3\], got \[3\]"),
+        (lambda: proportional.share(X, X, Shares(1e-6, sign=2), X), "sign must be one of 1, 0, -1, got 2"),
+        (lambda: proportional.adjoint(X[:3], X, X, Shares(1e-6)), r"d must have shape \[4, 3\], got \[3, 3\]"),
+        (lambda: proportional.adjoint(X, X, X.double(), Shares(1e-6)), "shares must have z's dtype"),
+        (lambda: proportional.adjoint(X, X, X, Shares(1e-6, sign=-1)), "y must be given for sign -1, got None"),
     ],
 )
 def test_errors_name_the_argument(call, message: str) -> None:

@@ -51,7 +51,7 @@ def test_equals_float64(
     bias = torch.randn(outputs)
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
-    got = winograd._run(x, winograd.pack(weight, scheme), bias, padding, registers)
+    got = winograd._run(x, winograd.pack(weight, scheme), bias, padding, None, registers)
     want = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
     # The transforms add up to 9 pixels, or taps, of which the direct sum uses one at a time.
     terms = F.conv2d(x.abs().double(), weight.abs().double(), bias.abs().double(), padding=padding)
@@ -81,7 +81,7 @@ def test_errs_by_a_few_times_the_vendors_rounding_at_most(
     both: list[tuple[Callable[[Tensor], Tensor], Tensor]] = [
         (
             lambda t: F.conv2d(t, weight.to(t.dtype), padding=padding),
-            winograd._run(x, winograd.pack(weight, scheme), None, padding, registers),
+            winograd._run(x, winograd.pack(weight, scheme), None, padding, None, registers),
         ),
         (
             lambda t: weight_grad(t, nu.to(t.dtype), padding, kernel),
@@ -91,6 +91,45 @@ def test_errs_by_a_few_times_the_vendors_rounding_at_most(
     for vendor, got in both:
         want = vendor(x.double())
         assert (got - want).norm() <= most * (vendor(x) - want).norm()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scheme=st.sampled_from(SCHEMES),
+    rows=st.integers(0, 3),
+    channels=st.sampled_from([16, 80]),
+    outputs=st.sampled_from([16, 48]),
+    size=st.tuples(st.integers(5, 13), st.integers(5, 19)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 4)),
+    kept=st.sampled_from([0.0, 0.01, 0.3]),
+    dead=st.booleans(),
+    bias=st.booleans(),
+)
+def test_small_outputs_are_summed_directly(
+    scheme: winograd.Scheme,
+    rows: int,
+    channels: int,
+    outputs: int,
+    size: tuple[int, int],
+    padding: tuple[int, int],
+    kept: float,
+    dead: bool,
+    bias: bool,
+) -> None:
+    """Where every term is positive, digits of small outputs are their own, beside whatever large ones."""
+    x = torch.rand(rows, channels, *size) * (torch.rand(rows, channels, *size) < kept)
+    x[:, :, : size[0] // 2] *= 1e-6
+    weight = torch.randn(outputs, channels, scheme.kernel, scheme.kernel).clamp(min=0)
+    weight[::5] *= 1e-8
+    b = torch.full((outputs,), 1e-4) if bias else None
+    if dead:
+        weight[1] = 0
+    direct = weight.contiguous(memory_format=torch.channels_last)
+    got = winograd.conv(x, winograd.pack(weight, scheme), b, padding, direct)
+    want = F.conv2d(x.double(), weight.double(), None if b is None else b.double(), padding=padding)
+    assert torch.equal(got == 0, want == 0)
+    assert bool(((got - want).abs() <= 1e-3 * want).all())
+    assert (got - want).norm() <= 2e-6 * want.norm()
 
 
 def packed_noise(outputs: int, channels: int, scheme: winograd.Scheme) -> winograd.Packed:
@@ -164,7 +203,7 @@ def test_wrong_channels_are_refused() -> None:
 
 @pytest.mark.parametrize("scheme", [winograd.Scheme(7, 2), winograd.Scheme(5, 4), winograd.Scheme(3, 3)])
 def test_wrong_tiles_are_refused(scheme: winograd.Scheme) -> None:
-    packed = winograd.Packed(torch.zeros(scheme.positions * 16 * 16), scheme)
+    packed = winograd.Packed(torch.zeros(scheme.positions * 16 * 16), scheme, torch.zeros(16))
     with pytest.raises(ValueError, match="tiles of 2 or 4"):
         winograd.conv(torch.randn(1, 16, 9, 9), packed, None, (1, 1))
 

@@ -80,9 +80,8 @@ class Conv2d(Layer):
 
     def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any") -> Tensor:
         """W * x + b on every row."""
-        fits = w[2] is not None and (tiles == "any" or (tiles == "exact" and w[2].scheme.exact))
-        if fits and winograd.serves(x):
-            return winograd.conv(x, w[2], bias, self.geometry[1])
+        if w[2] is not None and (tiles != "exact" or w[2].scheme.exact) and winograd.serves(x):
+            return winograd.conv(x, w[2], bias, self.geometry[1], w[0] if tiles == "refined" else None)
         if w[4] is not None and thin_conv.serves(x):
             return thin_conv.apply(x, w[4], bias, self._kernel(w[0]), self.geometry[1])
         return torch.conv2d(x, w[0], bias, *self.geometry)

@@ -172,10 +172,8 @@ class Proportional(Rule):
         pulled: _ByPart = {}
         saved = []
         for term, places in table:
-            z = self._z(site, places, psis, y, "none" if alone else "any")
-            if alone:
-                z = torch.where(z == 0, torch.inf, z)
-            shares = kernel.share(r, z, self.stabilizer, term.kappa, y, term.sign)
+            z = self._z(site, places, psis, y, "refined" if alone else "any")
+            shares = kernel.share(r, z, self._shares(term, alone), y)
             for place in places:
                 _join(pulled, place.group.part, site.node.transpose(_weight(site, place), shares))
             saved.append((z, shares))
@@ -188,11 +186,13 @@ class Proportional(Rule):
         """Return whether outputs whose contributions are all zero must share nothing.
 
         Over a tiny stabilizer their shares are large, and tiles would let roundings of them reach other inputs. The map
-        is the same without, and its derivative but for that of zeros, which no ReLU lets pass. Where z is zero is what
-        a sum by itself says.
+        is the same without, and its derivative but for that of zeros, which no ReLU lets pass.
         """
         layer = is_layer(site.node) and not site.node.signed and self.proportional
         return layer and site.node.mixes(site.weight, xs[0])
+
+    def _shares(self, term: Term, alone: bool) -> kernel.Shares:
+        return kernel.Shares(self.stabilizer, term.kappa, term.sign, alone)
 
     @staticmethod
     def _z(site: Site, places: list[_Place], psis: _ByPart, y: Tensor, tiles: str) -> Tensor:
@@ -208,7 +208,7 @@ class Proportional(Rule):
 
     def adjoint(self, site: Site, xs: Sequence[Tensor], y: Tensor, saved: Any, ts: Sequence[Tensor]) -> Sources:
         """Return the adjoint of the module's formula; arguments as in the base class."""
-        table, (kept, pulled) = self._table(site), saved
+        table, alone, (kept, pulled) = self._table(site), self._alone(site, xs), saved
         psis = _parts(table, xs)
         es = {part: [t * psi for t, psi in zip(ts, of, strict=True)] for part, of in psis.items()}
         t_out: Tensor | None = None
@@ -220,7 +220,7 @@ class Proportional(Rule):
             for place in places:
                 d_shares = add(d_shares, site.node.apply(_weight(site, place), *es[place.group.part]))
             assert d_shares is not None
-            t, dz = kernel.adjoint(d_shares, z, shares, self.stabilizer, term.kappa, y, term.sign)
+            t, dz = kernel.adjoint(d_shares, z, shares, self._shares(term, alone), y)
             t_out = add(t_out, t)
             for place in places:
                 part = place.group.part

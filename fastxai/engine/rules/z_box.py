@@ -76,7 +76,7 @@ class ZBox(Rule):
         if node.own_params > 1:
             shift = shift + node.spread(site.weights[1])
         z = y - shift
-        shares = kernel.share(r, z, self.stabilizer)
+        shares = kernel.share(r, z, kernel.Shares(self.stabilizer))
         (up,), (down,) = node.transpose(plus, shares), node.transpose(minus, shares)
         return [(xs[0] - low) * up + (xs[0] - high) * down], (z, shares, up, down)
 
@@ -85,7 +85,8 @@ class ZBox(Rule):
         node, (plus, minus), (low, high) = site.node, site.weights[-2:], self._bounds(site)
         z, shares, up, down = saved
         above, below = ts[0] * (xs[0] - low), ts[0] * (xs[0] - high)
-        t_out, dz = kernel.adjoint(node.apply(plus, above) + node.apply(minus, below), z, shares, self.stabilizer)
+        d_shares = node.apply(plus, above).add_(node.apply(minus, below))
+        t_out, dz = kernel.adjoint(d_shares, z, shares, kernel.Shares(self.stabilizer))
         grads, ends, last = {}, None, len(site.weights) - 1
         if site.wanted or site.box_moves:
             summed = dz.sum(0, keepdim=True)
