@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["given", "not_negative", "one_of", "positive", "require", "same_place", "shape", "tensor"]
+__all__ = ["given", "instance", "not_negative", "one_of", "positive", "require", "same_place", "shape", "tensor"]
 
 T = TypeVar("T")
 
@@ -23,6 +23,12 @@ def given(value: T | None, name: str, contract: str, got: Any = None) -> T:
     """Return the value if it is not None; ValueError otherwise."""
     require(value is not None, name, contract, got)
     assert value is not None
+    return value
+
+
+def instance(value: Any, name: str, kind: type[T], contract: str) -> T:
+    """Return the value if it is of this kind; TypeError otherwise."""
+    require(isinstance(value, kind), name, contract, type(value).__name__, TypeError)
     return value
 
 

@@ -50,8 +50,7 @@ class MapAscent(Ascent):
     def check_map_settings(self) -> None:
         """Raise TypeError or ValueError unless every setting is in range."""
         self.check_settings()
-        kind = type(self.explainer).__name__
-        _check.require(isinstance(self.explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
+        _check.instance(self.explainer, "explainer", Explainer, "be a fastxai explainer")
         if not callable(self.dissimilarity):
             _check.one_of(self.dissimilarity, "dissimilarity", DISSIMILARITIES)
         whole = isinstance(self.k, int) and not isinstance(self.k, bool) and self.k > 0

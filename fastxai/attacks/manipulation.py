@@ -21,11 +21,6 @@ __all__ = ["Manipulation"]
 Target = int | Tensor | None
 
 
-def _check_explainer(explainer: Any) -> None:
-    kind = type(explainer).__name__
-    _check.require(isinstance(explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
-
-
 @dataclass(frozen=True)
 class Manipulation:
     """Move the map of x to a target map while the image and the output stay ([M] eq. 4).
@@ -99,7 +94,7 @@ class Manipulation:
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        _check_explainer(self.explainer)
+        _check.instance(self.explainer, "explainer", Explainer, "be a fastxai explainer")
         for name in ("steps", "judge_every"):
             value = getattr(self, name)
             _check.require(isinstance(value, int) and value > 0, name, "be a positive int", value)
@@ -168,7 +163,7 @@ class Manipulation:
         >>> attack.steps, attack.lr, attack.beta, round(attack.c)
         (100, 0.0002, None, 40)
         """
-        _check_explainer(explainer)
+        _check.instance(explainer, "explainer", Explainer, "be a fastxai explainer")
         return cls(explainer, **(_presets.settings(explainer, data, network, mean, std) | changes))
 
     def perturb(

@@ -43,8 +43,7 @@ def of(images: Tensor, explainer: Explainer, target: int | Tensor | None = None)
     >>> h.shape, torch.allclose(h.sum((1, 2)), torch.ones(2))
     (torch.Size([2, 8, 8]), True)
     """
-    kind = type(explainer).__name__
-    _check.require(isinstance(explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
+    _check.instance(explainer, "explainer", Explainer, "be a fastxai explainer")
     with torch.no_grad():
         return reduce_map(explainer.attribute(images, target))
 

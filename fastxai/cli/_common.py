@@ -257,6 +257,8 @@ def load(model: nn.Module, weights: Path, name: str = "--weights") -> None:
     listed = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
     if listed:
         raise UsageError(f"{name} {weights} does not fit the model; {'; '.join(listed)}")
+    if broken := [key for key, value in sorted(found.items()) if not value.isfinite().all()]:
+        raise UsageError(f"{name} {weights} must hold finite numbers, got others in {', '.join(broken)}")
     model.load_state_dict(found)
 
 

@@ -83,8 +83,7 @@ def stability(
     >>> torch.allclose(found.similarity.pcc, torch.ones(4))  # the map of a linear model is constant
     True
     """
-    kind = type(explainer).__name__
-    _check.require(isinstance(explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
+    _check.instance(explainer, "explainer", Explainer, "be a fastxai explainer")
     _check.require(_check.tensor(x, "x").dim() == 4, "x", "have shape [N, C, H, W]", list(x.shape))
     _check.require(isinstance(chunk, int) and chunk >= 1, "chunk", "be an int of at least 1", chunk)
     numbers = torch.arange(len(x), device=x.device) if index is None else _check.shape(index, "index", (len(x),))

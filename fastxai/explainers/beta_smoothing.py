@@ -40,8 +40,7 @@ class BetaSmoothing(Explainer):
             TypeError: explainer is no explainer.
             ValueError: beta is not finite and positive.
         """
-        kind = type(explainer).__name__
-        _check.require(isinstance(explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
+        _check.instance(explainer, "explainer", Explainer, "be a fastxai explainer")
         super().__init__(explainer.net.with_activation("softplus", beta))
         self.explainer, self.beta = explainer, beta
 

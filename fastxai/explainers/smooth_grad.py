@@ -55,8 +55,7 @@ class SmoothGrad(Explainer):
             TypeError: explainer is no explainer.
             ValueError: a setting is out of range.
         """
-        kind = type(explainer).__name__
-        _check.require(isinstance(explainer, Explainer), "explainer", "be a fastxai explainer", kind, TypeError)
+        _check.instance(explainer, "explainer", Explainer, "be a fastxai explainer")
         super().__init__(explainer.net)
         _check.require(isinstance(n_samples, int) and n_samples > 0, "n_samples", "be a positive int", n_samples)
         for value, name in ((noise, "noise"), (0.0 if stdev is None else stdev, "stdev")):

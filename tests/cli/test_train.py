@@ -269,6 +269,10 @@ def test_the_network_for_mnist_is_trained_and_attacked(folder: Path, capsys: pyt
             "of another shape: 4.weight [3, 3] for [3, 16]",
         ),
         (
+            ('"tinysmooth:build"', '"tinysmooth:build"\nweights = "nan.safetensors"'),
+            "weights nan.safetensors must hold finite numbers, got others in 0.bias, 0.weight, 4.bias, 4.weight",
+        ),
+        (
             ('"tinysmooth:build"', '"cnn"\nweights = "other.safetensors"\ninitialisation = "uniform"'),
             "[model] initialisation uniform and weights other.safetensors exclude each other",
         ),
@@ -292,6 +296,8 @@ def test_the_network_for_mnist_is_trained_and_attacked(folder: Path, capsys: pyt
 )
 def test_wrong_files(folder: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str) -> None:
     assert change[0] in TOML
+    own = {"0.weight": (4, 3, 3, 3), "0.bias": (4,), "4.weight": (3, 16), "4.bias": (3,)}
+    save_file({name: torch.full(shape, torch.nan) for name, shape in own.items()}, "nan.safetensors")
     shapes = {"0.weight": (4, 3, 3, 3), "1.weight": (3,), "4.weight": (3, 3)}
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, "other.safetensors")
     Path("run.toml").write_text(TOML.replace(*change))

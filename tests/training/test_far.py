@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
@@ -174,6 +176,11 @@ def test_pgd_adversarial_training(far: ModuleType, ratio: float) -> None:
         agree(model, copy)
     assert [int(rows.sum()) for rows in chosen] == [5 if ratio < 1 else 6] * 3
     assert (ratio == 1) == all(torch.equal(chosen[0], rows) for rows in chosen)
+
+
+def test_the_share_is_rounded_up_and_not_by_a_rounding() -> None:
+    for ratio, samples in itertools.product((0.07, 0.28, 0.3, 0.7, 1.0), range(1, 120)):
+        assert PGDAdversarial(EPS, ratio).attacked(samples) == math.ceil(Fraction(str(ratio)) * samples)
 
 
 def test_lambda_zero(monkeypatch: pytest.MonkeyPatch) -> None:
