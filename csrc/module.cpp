@@ -261,10 +261,11 @@ void cpu_winograd_conv(const std::array<int64_t, 11>& g, Address x, Address u, A
   cpu::winograd_conv(conv, at<float>(x), at<float>(u), at<float>(bias), at<float>(y), registers, threads);
 }
 
-void cpu_winograd_refine(const std::array<int64_t, 11>& g, Address x, Address weight, Address bias, Address least,
-                         Address y, int threads) {
+void cpu_winograd_refine(const std::array<int64_t, 11>& g, Address least, Address of, Address z, Address x,
+                         Address weight, Address bias, Address y, int threads) {
   const cpu::Winograd conv{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
-  cpu::winograd_refine(conv, at<float>(x), at<float>(weight), at<float>(bias), at<float>(least), at<float>(y), threads);
+  const cpu::Small where{at<float>(least), at<float>(of), at<float>(z)};
+  cpu::winograd_refine(conv, where, at<float>(x), at<float>(weight), at<float>(bias), at<float>(y), threads);
 }
 
 void cpu_winograd_weight_grad(const std::array<int64_t, 11>& g, Address x, Address nu, Address du, int registers,

@@ -266,7 +266,7 @@ def cpu_winograd_conv(
     geometry: Sequence[int], x: int, u: int, bias: int, y: int, registers: int, threads: int
 ) -> None: ...
 def cpu_winograd_refine(
-    geometry: Sequence[int], x: int, weight: int, bias: int, least: int, y: int, threads: int
+    geometry: Sequence[int], least: int, of: int, z: int, x: int, weight: int, bias: int, y: int, threads: int
 ) -> None: ...
 def cpu_winograd_weight_grad(
     geometry: Sequence[int], x: int, nu: int, du: int, registers: int, pieces: int

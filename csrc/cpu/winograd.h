@@ -18,9 +18,13 @@ struct Winograd {
 void winograd_conv(const Winograd& conv, const float* x, const float* u, const float* bias, float* y, int registers,
                    int threads);
 
-// y as above: sums anew, one product after the other, what is below least[outputs] times the largest |x| of its image.
+// y as above: sums anew, one product after the other, where z is below least[outputs] times the largest |of| that its tile
+// mixes; z is y and `of` is x, or another result and what it came from.
 // weight: [outputs, kernel, kernel, channels].
-void winograd_refine(const Winograd& conv, const float* x, const float* weight, const float* bias, const float* least,
+struct Small {
+  const float *least, *of, *z;
+};
+void winograd_refine(const Winograd& conv, const Small& where, const float* x, const float* weight, const float* bias,
                      float* y, int threads);
 
 // du: [pieces, size of u], sums over the tiles of each piece of B^T d B (x) A nu A^T; nu as y above.

@@ -257,7 +257,14 @@ def load(model: nn.Module, weights: Path, name: str = "--weights") -> None:
     listed = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
     if listed:
         raise UsageError(f"{name} {weights} does not fit the model; {'; '.join(listed)}")
-    if broken := [key for key, value in sorted(found.items()) if not value.isfinite().all()]:
+    # Buffers, such as a mask of attention, may be infinite.
+    parameters = {key for key, _ in model.named_parameters()}
+    broken = [
+        key
+        for key, value in sorted(found.items())
+        if value.isnan().any() or (key in parameters and value.isinf().any())
+    ]
+    if broken:
         raise UsageError(f"{name} {weights} must hold finite numbers, got others in {', '.join(broken)}")
     model.load_state_dict(found)
 

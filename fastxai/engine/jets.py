@@ -218,7 +218,7 @@ class Layer(Linear):
         self.params.append(bias)
 
     @abstractmethod
-    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any") -> Tensor:
+    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any", like: Sequence[Tensor] = ()) -> Tensor:
         """Return W x + b.
 
         Args:
@@ -226,7 +226,8 @@ class Layer(Linear):
             bias: [features], or None.
             x: any number of rows.
             tiles: which convolutions by tiles will do: "any", those that are "exact" (``winograd.Scheme``), or those
-                whose small outputs are "refined" (``winograd.conv``).
+                whose small outputs are "refined" (``winograd.Refined``).
+            like: with "refined", the operand and the result of another call, whose small outputs count.
         """
 
     def mixes(self, w: Any, x: Tensor) -> bool:

@@ -36,7 +36,7 @@ Contract (C and O multiples of 16, one group, dilation 1, K = 3 or 5):
 runs of 32. Errors relative to the result, C of 16 to 512:
 
     K = 3, T = 2: 1.6e-7 .. 2.4e-7   T = 4: 4.7e-7 .. 7.0e-7   oneDNN: 2.1e-7 .. 2.3e-7, channels-last to 1.2e-6
-    K = 5, T = 2: 9.3e-7 .. 1.0e-6                             oneDNN: 3.3e-7 .. 3.5e-7, channels-last to 1.2e-6
+    K = 5, T = 2: 9.0e-7 .. 1.0e-6 (C from 32 on)              oneDNN: 3.3e-7 .. 3.7e-7, channels-last to 1.2e-6
 
 oneDNN has no Winograd convolution on x86; in cpu time of a Zen 4 core it takes, for K = 3, 1.7 (16 channels), 2.5 (32)
 to 3.0 times as long (256), for the weight gradient 1.1 to 2.6 times; with AVX2 alone 1.9 to 3.1 and 1.4 to 3.7 times.
@@ -55,14 +55,14 @@ from torch import Tensor
 from fastxai import _backend
 from fastxai.kernels import _memory, _native
 
-__all__ = ["Packed", "Scheme", "conv", "pack", "scheme", "serves", "weight_grad"]
+__all__ = ["Packed", "Refined", "Scheme", "conv", "pack", "scheme", "serves", "weight_grad"]
 
 # Outputs that are stored side by side for every channel.
 _PANEL = 32
 # Work, in multiply-adds, for which another thread is woken; and bytes of all threads' sums.
 _PIECE, _SUMS = 1 << 22, 256 << 20
-# Of sum |W_o| max |x|: below it tiles leave three digits or less, and outputs are summed anew where small ones matter.
-_SMALL = 2.0**-10
+# Of |W_o|_2 max |x|, the unit in which tiles round by some 6e-7: outputs below are summed anew where they matter.
+_SMALL = 2.0**-8
 _G3 = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 # The finite points of the 6x6 transforms, by the side of the kernel, as in csrc/cpu/winograd_tiles.h.
 _POINTS = {3: (0.0, 0.625, -0.625, 1.5, -1.5), 5: (0.0, 1.0, -1.0, -0.5, 2.0)}
@@ -83,7 +83,7 @@ class Scheme(NamedTuple):
     def exact(self) -> bool:
         """Whether an output depends on the pixels of its window alone, and all of a constant window are equal.
 
-        Elsewhere the pixels beside the window, and the differences of a constant's, cancel but for a rounding.
+        Elsewhere both hold but for a rounding.
         """
         return self.tile == 2
 
@@ -148,7 +148,7 @@ def pack(weight: Tensor, scheme: Scheme) -> Packed:
     o, c, kernel, _ = weight.shape
     u = _transform(scheme) @ weight.double().permute(2, 3, 1, 0).reshape(kernel**2, c * o)
     panels = [part.flatten() for part in u.float().view(-1, c, o).split(_PANEL, 2)]
-    return Packed(torch.cat(panels), scheme, weight.abs().sum((1, 2, 3)).mul_(_SMALL))
+    return Packed(torch.cat(panels), scheme, weight.square().sum((1, 2, 3)).sqrt_().mul_(_SMALL))
 
 
 def unpack(u: Tensor, channels: int, scheme: Scheme) -> Tensor:
@@ -158,8 +158,22 @@ def unpack(u: Tensor, channels: int, scheme: Scheme) -> Tensor:
     return w.float().view(scheme.kernel, scheme.kernel, channels, -1).permute(3, 2, 0, 1)
 
 
+class Refined(NamedTuple):
+    """Where an output is summed by itself: where z is small beside the largest of what its tile mixes.
+
+    Attributes:
+        weight: W in channels-last.
+        of, z: the image and its result whose small outputs count, in channels-last; None: x and y themselves, which
+            then has three digits wherever all terms have one sign, and is zero where they are.
+    """
+
+    weight: Tensor
+    of: Tensor | None = None
+    z: Tensor | None = None
+
+
 def conv(
-    x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int], direct: Tensor | None = None
+    x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int], refined: Refined | None = None
 ) -> Tensor:
     """Return y [R, O, Ho, Wo] in channels-last.
 
@@ -168,15 +182,13 @@ def conv(
         packed: from ``pack``.
         bias: [O], or None.
         padding: zeros around x.
-        direct: W in channels-last, by which outputs that are small beside what their terms could be are summed
-            directly: y is right to three digits wherever all terms have one sign, and zero where they are; None: tiles
-            alone.
+        refined: which outputs are not to hold roundings of others; None: tiles alone.
     """
-    return _run(x, packed, bias, padding, direct, _native.vector_registers())
+    return _run(x, packed, bias, padding, refined, _native.vector_registers())
 
 
 def _run(
-    x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int], direct: Tensor | None, registers: int
+    x: Tensor, packed: Packed, bias: Tensor | None, padding: tuple[int, int], refined: Refined | None, registers: int
 ) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     rows, channels, height, width = x.shape
@@ -189,9 +201,13 @@ def _run(
         start = 0 if bias is None else (bias := bias.contiguous()).data_ptr()
         addresses = (x.data_ptr(), packed.u.data_ptr(), start, y.data_ptr())
         _native.launch("cpu", "winograd_conv", x, geometry, *addresses, registers)
-        if direct is not None:
-            addresses = (x.data_ptr(), direct.data_ptr(), start, packed.least.data_ptr(), y.data_ptr())
-            _native.launch("cpu", "winograd_refine", x, geometry, *addresses)
+        if refined is not None:
+            of, z = (x, y) if refined.of is None or refined.z is None else (refined.of, refined.z)
+            of, z = (t.contiguous(memory_format=torch.channels_last) for t in (of, z))
+            operands = (packed.least, of, z, x, refined.weight)
+            _native.launch(
+                "cpu", "winograd_refine", x, geometry, *(t.data_ptr() for t in operands), start, y.data_ptr()
+            )
     return y
 
 

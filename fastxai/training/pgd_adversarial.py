@@ -54,10 +54,9 @@ class PGDAdversarial(FAR):
         super().__init__(AdversarialIFIA(explainer, eps=eps, lambda_=0, steps=steps, **settings))
         self.ratio = ratio
 
-    def attacked(self, samples: int) -> int:
-        """Return how many of so many samples are attacked."""
+    def _attacked(self, samples: int) -> int:
         # A product that ought to be whole may lie a rounding above.
-        return math.ceil(self.ratio * samples - 1e-9)
+        return math.ceil(self.ratio * samples * (1 - 1e-12))
 
     def perturbed(
         self, attack: IFIA | AdversarialIFIA, batch: Batch, target: Tensor | None = None, known: Tensor | None = None
@@ -65,6 +64,6 @@ class PGDAdversarial(FAR):
         """Return the batch with a share of it attacked."""
         assert isinstance(attack.seed, tuple)
         numbers = _random.uniform((*attack.seed, _SHARE), batch.index, range(1), 1)[0, :, 0]
-        rows = numbers.argsort()[: self.attacked(len(batch.x))]
+        rows = numbers.argsort()[: self._attacked(len(batch.x))]
         part = Batch(batch.net, batch.x[rows], batch.y[rows], batch.index[rows], batch.step)
         return batch.x.detach().index_copy(0, rows, super().perturbed(attack, part))

@@ -104,22 +104,37 @@ def test_exact_tiles_see_their_windows_alone(kernel: int) -> None:
         assert torch.equal(y, y.narrow(along, 0, 1).expand_as(y))
 
 
-@pytest.mark.parametrize("composite", ["zplus_zb", "epsilon_plus", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
-def test_dead_outputs_share_nothing(composite: str) -> None:
+def dead_units(kernel: int, channels: int, size: int) -> nn.Module:
     """Biases alone drive units whose inputs are zero: over a stabilizer of 1e-9 their shares are a billion."""
     torch.manual_seed(1)
-    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 256, 10))
+    layers: list[nn.Module] = [nn.Conv2d(channels, 32, kernel, padding=kernel // 2), nn.ReLU()]
+    for _ in range(2):
+        layers += [nn.Conv2d(32, 32, kernel, padding=kernel // 2), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * size**2, 10))
     with torch.no_grad():
         model[0].bias.sub_(0.3)
-    x, box = torch.rand(4, 3, 16, 16), {"low": 0.0, "high": 1.0} if composite.endswith(("zb", "box")) else {}
+    return model
+
+
+def lrp_and_slope(model: nn.Module, composite: str, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The map, and the gradient of a weighted sum of it."""
+    box = {"low": 0.0, "high": 1.0} if composite.endswith(("zb", "box")) else {}
+    leaf = x.clone().requires_grad_()
+    h = fastxai.LRP(fastxai.compile(model), composite, **box).attribute(leaf, 1)
+    return h.detach(), torch.autograd.grad((h * weights).sum(), leaf)[0]
+
+
+@pytest.mark.parametrize(("kernel", "channels"), [(3, 3), (3, 16), (5, 32)])
+@pytest.mark.parametrize("composite", ["zplus_zb", "epsilon_plus", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
+def test_dead_outputs_share_nothing(composite: str, kernel: int, channels: int) -> None:
+    model = dead_units(kernel, channels, 16)
+    x, weights = torch.rand(4, channels, 16, 16), torch.randn(4, channels, 16, 16)
     x[:, :, 4:, :9] = 0
-    got = fastxai.LRP(fastxai.compile(model), composite, **box).attribute(x, 1).detach()
+    got = lrp_and_slope(model, composite, x, weights)
     with fastxai.backend("reference"):
-        direct = fastxai.LRP(fastxai.compile(model), composite, **box).attribute(x, 1).detach()
-    want = (
-        fastxai.LRP(fastxai.compile(copy.deepcopy(model).double()), composite, **box).attribute(x.double(), 1).detach()
-    )
+        direct = lrp_and_slope(model, composite, x, weights)
+    wanted = lrp_and_slope(copy.deepcopy(model).double(), composite, x.double(), weights.double())
     # Shares over sums of both signs are as badly conditioned in torch's own float32.
-    ours, theirs = ((h - want).norm() / want.norm() for h in (got, direct))
-    assert ours <= 2e-5 + 4 * theirs, (ours, theirs)
+    for ours, theirs, want in zip(got, direct, wanted, strict=True):
+        off, most = (ours - want).norm() / want.norm(), 2e-5 + 4 * (theirs - want).norm() / want.norm()
+        assert off <= most, (off, most)

@@ -125,11 +125,22 @@ def test_small_outputs_are_summed_directly(
     if dead:
         weight[1] = 0
     direct = weight.contiguous(memory_format=torch.channels_last)
-    got = winograd.conv(x, winograd.pack(weight, scheme), b, padding, direct)
+    packed = winograd.pack(weight, scheme)
+    got = winograd.conv(x, packed, b, padding, winograd.Refined(direct))
     want = F.conv2d(x.double(), weight.double(), None if b is None else b.double(), padding=padding)
     assert torch.equal(got == 0, want == 0)
     assert bool(((got - want).abs() <= 1e-3 * want).all())
     assert (got - want).norm() <= 2e-6 * want.norm()
+
+    # Where these are small, those of another image are summed directly.
+    other = torch.randn(rows, channels, *size).transpose(2, 3).contiguous().transpose(2, 3)
+    alike = winograd.conv(other, packed, b, padding, winograd.Refined(direct, x.contiguous(), got.contiguous()))
+    wanted = F.conv2d(other.double(), weight.double(), None if b is None else b.double(), padding=padding)
+    terms = F.conv2d(other.abs().double(), weight.double(), None if b is None else b.double(), padding=padding)
+    sides = (padding[1], padding[1], padding[0], padding[0])
+    around = F.max_pool2d(F.pad(x.amax(1, keepdim=True), sides), scheme.kernel, stride=1)
+    small = got < packed.least[:, None, None] * around
+    assert bool(((alike - wanted).abs() <= torch.where(small, 1e-6 * terms, 2e-6 * terms.sum())).all())
 
 
 def packed_noise(outputs: int, channels: int, scheme: winograd.Scheme) -> winograd.Packed:

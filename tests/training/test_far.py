@@ -179,8 +179,8 @@ def test_pgd_adversarial_training(far: ModuleType, ratio: float) -> None:
 
 
 def test_the_share_is_rounded_up_and_not_by_a_rounding() -> None:
-    for ratio, samples in itertools.product((0.07, 0.28, 0.3, 0.7, 1.0), range(1, 120)):
-        assert PGDAdversarial(EPS, ratio).attacked(samples) == math.ceil(Fraction(str(ratio)) * samples)
+    for ratio, samples in itertools.product((1e-11, 0.07, 0.28, 0.3, 0.7, 1.0), range(1, 120)):
+        assert PGDAdversarial(EPS, ratio)._attacked(samples) == math.ceil(Fraction(str(ratio)) * samples)
 
 
 def test_lambda_zero(monkeypatch: pytest.MonkeyPatch) -> None:

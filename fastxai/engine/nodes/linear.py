@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Dense(Layer):
             return weight
         return weight.unflatten(1, self.image).permute(0, 2, 3, 1).flatten(1)
 
-    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any") -> Tensor:
+    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any", like: Sequence[Tensor] = ()) -> Tensor:
         """Return x W^T + b."""
         return linear.apply(self._features(x), w, bias)
 

@@ -218,7 +218,10 @@ class Proportional(Rule):
         for (term, places), (z, shares) in zip(table, kept, strict=True):
             d_shares: Tensor | None = None
             for place in places:
-                d_shares = add(d_shares, site.node.apply(_weight(site, place), *es[place.group.part]))
+                w, e, psi = _weight(site, place), es[place.group.part], psis[place.group.part]
+                # What is divided by a small z must not hold its neighbours' roundings either.
+                more = site.node.affine(w, None, e[0], "refined", (psi[0], z)) if alone else site.node.apply(w, *e)
+                d_shares = add(d_shares, more)
             assert d_shares is not None
             t, dz = kernel.adjoint(d_shares, z, shares, self._shares(term, alone), y)
             t_out = add(t_out, t)
