@@ -106,6 +106,13 @@ FASTXAI_INLINE void gather(const float* from, int64_t stride, int64_t rows, int6
   for (int64_t i = 0; i < rows; ++i) std::memcpy(to + i * to_stride, from + i * stride, count * sizeof(float));
 }
 
+// Asks for `count` floats of `rows` rows.
+FASTXAI_INLINE void fetch(const float* from, int64_t stride, int64_t rows, int64_t count) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(from + i * stride + k, 0, 2);
+  }
+}
+
 template <class Registers>
 FASTXAI_INLINE void run(const Apply& c, int64_t begin, int64_t end) {
   const int64_t rows = c.rows, inputs = c.inputs, outputs = c.outputs;
@@ -120,6 +127,11 @@ FASTXAI_INLINE void run(const Apply& c, int64_t begin, int64_t end) {
       constexpr int across = decltype(width)::value;
       if (packed) gather(c.weight + o * inputs + k, inputs, across, count, ws, stride);
       for_slices<1, Registers::rows>(rows, [&](int64_t r, auto height) __attribute__((always_inline)) {
+        // What is copied next comes from memory meanwhile, a share with every slice.
+        if (packed && o + 2 * across <= end) {
+          const int64_t from = count * r / rows, to = count * (r + decltype(height)::value) / rows;
+          fetch(c.weight + (o + across) * inputs + k + from, inputs, across, to - from);
+        }
         dot<typename Registers::Vector, decltype(height)::value, across>(
             packed ? xs.data() + r * stride : c.x + r * inputs + k, packed ? ws : c.weight + o * inputs + k,
             packed ? stride : inputs, count, c.bias ? c.bias + o : nullptr, k == 0, c.y + r * outputs + o, outputs);
@@ -203,6 +215,10 @@ FASTXAI_INLINE void columns(const Combine& c, int64_t begin, int64_t end) {
         const int64_t stride = copied ? width : c.columns;
         for_slices<least, most>(c.rows, [&](int64_t m, auto height) __attribute__((always_inline)) {
           constexpr int rows = decltype(height)::value;
+          if (packed && k + across + width <= end) {
+            const int64_t from = terms * m / c.rows, to = terms * (m + rows) / c.rows;
+            fetch(c.b + (j + from) * c.columns + k + across, c.columns, to - from, width);
+          }
           float* out = c.out + m * c.columns + k;
           const float* s = left.data() + m * left_stride;
           if (valid == width) {
