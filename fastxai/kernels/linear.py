@@ -5,7 +5,7 @@ Contract:
     x [R, K], W [N, K], nu [R, N] -> y = x W^T + b [R, N];  mu = nu W [R, K];  dW = nu^T x [N, K]
 
 The sweeps bring few rows at a time, for which the vendor's matrix product spends most of its time packing W or on one
-thread. Here W is read as it lies, by all threads: on two Zen 4 cores 1.7 to 6 times as fast at 2 to 8 rows, 1.2 to 1.7
+thread. Here W is read as it lies, by all threads: on two Zen 4 cores 1.7 to 6 times as fast at 2 to 8 rows, 1.2 to 1.8
 times at 16 to 50, 1.0 to 1.25 times from 100 on. Sums are sums of 256 products, or of one a vector lane, and err no
 more. There is a cpu kernel, float32, on x86-64; weights so small that the vendor's wins, by its cheaper call (2 us
 against 8) or by packing, are left to it.
