@@ -13,6 +13,7 @@ import nets
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_MEAN = (123.0, 117.0, 104.0)
+UNIT = 1 / 128
 
 
 def resnet20() -> nn.Module:
@@ -37,3 +38,19 @@ class Caffe(nn.Module):
 def squeezenet() -> nn.Module:
     """SqueezeNet 1.0 for ImageNet."""
     return Caffe().eval()
+
+
+def squeezenet_unit() -> nn.Module:
+    """The same function with activations 1/128 as large, until the last layer.
+
+    SqueezeNet's input of 0 .. 255 makes pre-activations of some hundreds, where a softplus of beta 10 is a ReLU; [M]'s
+    betas count in units of those that normalised inputs make.
+    """
+    model = squeezenet()
+    first, *between, last = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    with torch.no_grad():
+        for module in (first, *between):
+            module.bias.mul_(UNIT)
+        first.weight.mul_(UNIT)
+        last.weight.div_(UNIT)
+    return model
