@@ -100,7 +100,7 @@ def _deviations(one: Network, paper: Mapping[str, Any]) -> list[str]:
 def _words(name: str) -> str:
     """Return what a setting is called."""
     short = name.rpartition(".")[2]
-    known = {"epoch": "images an epoch", "n_steps": "points", "steps": "attack steps", "lr": "step size"}
+    known = {"epoch": "images an epoch", "n_steps": "points", "steps": "attack steps", "lr": "learning rate"}
     return known.get(short, short.replace("_", " "))
 
 
