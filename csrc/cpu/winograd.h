@@ -18,12 +18,13 @@ struct Winograd {
 void winograd_conv(const Winograd& conv, const float* x, const float* u, const float* bias, float* y, int registers,
                    int threads);
 
-// y as above: sums anew, one product after the other, where z is below least[outputs] times the largest |of| that its tile
-// mixes; z is y and `of` is x, or another result and what it came from.
-// weight: [outputs, kernel, kernel, channels].
+// Where z is small: below least[outputs] times the largest |of| that its tile mixes. z is y and `of` is x, or another
+// result and what it came from.
 struct Small {
   const float *least, *of, *z;
 };
+
+// y as above: sums anew what is small, one product after the other. weight: [outputs, kernel, kernel, channels].
 void winograd_refine(const Winograd& conv, const Small& where, const float* x, const float* weight, const float* bias,
                      float* y, int threads);
 

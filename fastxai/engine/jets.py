@@ -218,7 +218,9 @@ class Layer(Linear):
         self.params.append(bias)
 
     @abstractmethod
-    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any", like: Sequence[Tensor] = ()) -> Tensor:
+    def affine(
+        self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any", like: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Return W x + b.
 
         Args:

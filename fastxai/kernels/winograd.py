@@ -148,7 +148,7 @@ def pack(weight: Tensor, scheme: Scheme) -> Packed:
     o, c, kernel, _ = weight.shape
     u = _transform(scheme) @ weight.double().permute(2, 3, 1, 0).reshape(kernel**2, c * o)
     panels = [part.flatten() for part in u.float().view(-1, c, o).split(_PANEL, 2)]
-    return Packed(torch.cat(panels), scheme, weight.square().sum((1, 2, 3)).sqrt_().mul_(_SMALL))
+    return Packed(torch.cat(panels), scheme, weight.flatten(1).norm(dim=1).mul_(_SMALL))
 
 
 def unpack(u: Tensor, channels: int, scheme: Scheme) -> Tensor:
@@ -163,13 +163,12 @@ class Refined(NamedTuple):
 
     Attributes:
         weight: W in channels-last.
-        of, z: the image and its result whose small outputs count, in channels-last; None: x and y themselves, which
-            then has three digits wherever all terms have one sign, and is zero where they are.
+        like: another image and its result z; None: x and y themselves, which then has three digits wherever all terms
+            have one sign, and is zero where they are.
     """
 
     weight: Tensor
-    of: Tensor | None = None
-    z: Tensor | None = None
+    like: tuple[Tensor, Tensor] | None = None
 
 
 def conv(
@@ -202,8 +201,7 @@ def _run(
         addresses = (x.data_ptr(), packed.u.data_ptr(), start, y.data_ptr())
         _native.launch("cpu", "winograd_conv", x, geometry, *addresses, registers)
         if refined is not None:
-            of, z = (x, y) if refined.of is None or refined.z is None else (refined.of, refined.z)
-            of, z = (t.contiguous(memory_format=torch.channels_last) for t in (of, z))
+            of, z = (t.contiguous(memory_format=torch.channels_last) for t in refined.like or (x, y))
             operands = (packed.least, of, z, x, refined.weight)
             _native.launch(
                 "cpu", "winograd_refine", x, geometry, *(t.data_ptr() for t in operands), start, y.data_ptr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,14 +27,19 @@ def weight_grad(x: Tensor, nu: Tensor, padding: tuple[int, int], kernel: int) ->
     return torch.autograd.grad(F.conv2d(x, weight, padding=padding), weight, nu)[0]
 
 
+SHAPES: dict[str, st.SearchStrategy[Any]] = {
+    "scheme": st.sampled_from(SCHEMES),
+    "rows": st.integers(0, 3),
+    "channels": st.sampled_from([16, 32, 80]),
+    "outputs": st.sampled_from([16, 32, 48, 96]),
+    "size": st.tuples(st.integers(5, 13), st.integers(5, 19)),
+    "padding": st.tuples(st.integers(0, 2), st.integers(0, 4)),
+}
+
+
 @settings(max_examples=80, deadline=None)
 @given(
-    scheme=st.sampled_from(SCHEMES),
-    rows=st.integers(0, 3),
-    channels=st.sampled_from([16, 32, 80]),
-    outputs=st.sampled_from([16, 32, 48, 96]),
-    size=st.tuples(st.integers(5, 13), st.integers(5, 19)),
-    padding=st.tuples(st.integers(0, 2), st.integers(0, 4)),
+    **SHAPES,
     registers=st.sampled_from(WIDTHS or [0]),
     last=st.booleans(),
 )
@@ -95,12 +101,7 @@ def test_errs_by_a_few_times_the_vendors_rounding_at_most(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    scheme=st.sampled_from(SCHEMES),
-    rows=st.integers(0, 3),
-    channels=st.sampled_from([16, 80]),
-    outputs=st.sampled_from([16, 48]),
-    size=st.tuples(st.integers(5, 13), st.integers(5, 19)),
-    padding=st.tuples(st.integers(0, 2), st.integers(0, 4)),
+    **SHAPES,
     kept=st.sampled_from([0.0, 0.01, 0.3]),
     dead=st.booleans(),
     bias=st.booleans(),
@@ -134,7 +135,7 @@ def test_small_outputs_are_summed_directly(
 
     # Where these are small, those of another image are summed directly.
     other = torch.randn(rows, channels, *size).transpose(2, 3).contiguous().transpose(2, 3)
-    alike = winograd.conv(other, packed, b, padding, winograd.Refined(direct, x.contiguous(), got.contiguous()))
+    alike = winograd.conv(other, packed, b, padding, winograd.Refined(direct, (x.contiguous(), got.contiguous())))
     wanted = F.conv2d(other.double(), weight.double(), None if b is None else b.double(), padding=padding)
     terms = F.conv2d(other.abs().double(), weight.double(), None if b is None else b.double(), padding=padding)
     sides = (padding[1], padding[1], padding[0], padding[0])

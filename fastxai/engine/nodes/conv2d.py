@@ -78,10 +78,12 @@ class Conv2d(Layer):
         height, width = (d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True))
         return height, width
 
-    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any", like: Sequence[Tensor] = ()) -> Tensor:
+    def affine(
+        self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any", like: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """W * x + b on every row."""
         if w[2] is not None and (tiles != "exact" or w[2].scheme.exact) and winograd.serves(x):
-            refined = winograd.Refined(w[0], *like) if tiles == "refined" else None
+            refined = winograd.Refined(w[0], like) if tiles == "refined" else None
             return winograd.conv(x, w[2], bias, self.geometry[1], refined)
         if w[4] is not None and thin_conv.serves(x):
             return thin_conv.apply(x, w[4], bias, self._kernel(w[0]), self.geometry[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +39,9 @@ class Dense(Layer):
             return weight
         return weight.unflatten(1, self.image).permute(0, 2, 3, 1).flatten(1)
 
-    def affine(self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any", like: Sequence[Tensor] = ()) -> Tensor:
+    def affine(
+        self, w: Any, bias: Tensor | None, x: Tensor, tiles: str = "any", like: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Return x W^T + b."""
         return linear.apply(self._features(x), w, bias)
 
