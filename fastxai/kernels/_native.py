@@ -17,7 +17,7 @@ __all__ = [
     "vector_registers", "writer",
 ]  # fmt: skip
 
-# The numbers by which csrc/module.cpp chooses a type.
+# The numbers by which csrc/bindings chooses a type.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 

@@ -11,7 +11,7 @@ from fastxai.metrics._pair import pair
 
 __all__ = ["kendall_tau"]
 
-# The numbers by which csrc/module.cpp chooses a type.
+# The numbers by which csrc/bindings chooses a type.
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 
 
