@@ -8,7 +8,18 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["given", "instance", "not_negative", "one_of", "positive", "require", "same_place", "shape", "tensor"]
+__all__ = [
+    "finite_samples",
+    "given",
+    "instance",
+    "not_negative",
+    "one_of",
+    "positive",
+    "require",
+    "same_place",
+    "shape",
+    "tensor",
+]
 
 T = TypeVar("T")
 
@@ -68,6 +79,16 @@ def shape(value: Tensor, name: str, expected: tuple[int, ...]) -> Tensor:
     """Return the tensor if its shape is the expected one; ValueError otherwise."""
     require(tuple(value.shape) == tuple(expected), name, f"have shape {list(expected)}", list(value.shape))
     return value
+
+
+def finite_samples(values: Tensor, name: str, contract: str) -> Tensor:
+    """Return the tensor [N, ...] if all of it is finite; ValueError with the numbers of the other samples."""
+    finite = values.isfinite()
+    if not finite.all():
+        broken = (~finite.flatten(1).all(1)).nonzero()[:, 0].tolist()
+        shown = f"{broken[:8]}"[:-1] + ", ...]" if len(broken) > 8 else f"{broken}"
+        require(False, name, contract, f"inf or nan for samples {shown}")
+    return values
 
 
 def same_place(value: Tensor, name: str, other: Tensor, other_name: str) -> Tensor:

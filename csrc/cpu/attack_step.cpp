@@ -104,6 +104,18 @@ struct Project {
 template <class T>
 struct SignStep : Project<T> {};
 
+// origin + eps, or where that was rounded to outside of the ball, a number or two before it.
+template <class T>
+FASTXAI_INLINE T ball_end(T origin, T eps) {
+  const T end = origin + eps, before = end - std::abs(end) * std::numeric_limits<T>::epsilon();
+  return end - origin > eps ? std::max(before, origin) : end;
+}
+
+template <class T>
+FASTXAI_INLINE T within(T value, T origin, T eps) {
+  return clipped(value, -ball_end(-origin, eps), ball_end(origin, eps));
+}
+
 template <class T>
 FASTXAI_INLINE void run(const SignStep<T>& c, int64_t begin, int64_t end) {
   const T alpha = c.alpha, eps = c.eps;
@@ -113,11 +125,11 @@ FASTXAI_INLINE void run(const SignStep<T>& c, int64_t begin, int64_t end) {
       const T* gradient = c.gradient + at;
       clip_run(c.work, inside, n, c.out + at, [=](int64_t i) __attribute__((always_inline)) {
         const T g = gradient[i], sign = T(g > 0) - T(g < 0);
-        return clipped(x[i] + alpha * sign, origin[i] - eps, origin[i] + eps);
+        return within(x[i] + alpha * sign, origin[i], eps);
       });
     } else {
       clip_run(c.work, inside, n, c.out + at, [=](int64_t i) __attribute__((always_inline)) {
-        return clipped(x[i], origin[i] - eps, origin[i] + eps);
+        return within(x[i], origin[i], eps);
       });
     }
   });

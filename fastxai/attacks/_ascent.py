@@ -289,7 +289,9 @@ class Ascent(ABC):
 def inputs_of(x: Tensor) -> Tensor:
     """Return x without a graph, checked to be [N, C, ...]."""
     _check.require(_check.tensor(x, "x").dim() >= 2, "x", "have shape [N, C, ...]", list(x.shape))
-    return x.detach()
+    recorded = not torch.is_inference_mode_enabled()
+    _check.require(recorded, "torch.inference_mode()", "be left where maps are differentiated", "on", RuntimeError)
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def labels_of(y: Label, scores: Tensor) -> Tensor:

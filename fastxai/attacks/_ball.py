@@ -118,8 +118,8 @@ class Restarts:
         return torch.cat([x, ball.project(moved, origin, box)])
 
 
-def box_of(bounds: tuple[Bound, Bound], x: Tensor) -> Box:
-    """Return the lowest and the highest valid value of every channel of x [N, C, ...].
+def box_of(bounds: tuple[Bound, Bound], x: Tensor) -> tuple[Box, Tensor]:
+    """Return the lowest and the highest valid value of every channel of x [N, C, ...], and x clamped to them.
 
     Raises:
         ValueError: the bounds are not lowest < highest, are neither numbers nor one a channel, or x leaves them.
@@ -137,7 +137,7 @@ def box_of(bounds: tuple[Bound, Bound], x: Tensor) -> Box:
     inside = bool(((x >= low - slack) & (x <= high + slack)).all())
     if not inside:
         _check.require(False, "x", "lie within the bounds", f"{x.min().item():.4g} .. {x.max().item():.4g}")
-    return made[0], made[1]
+    return (made[0], made[1]), x.clamp(low, high)
 
 
 def numbers_of(index: Tensor | None, x: Tensor) -> Tensor:

@@ -98,16 +98,18 @@ class MapAscent(Ascent):
     ) -> MapAscentResult:
         """Ascend d_s, or loss + weight d_s; arguments as for ``IFIA.perturb``."""
         x = inputs_of(x)
-        box, index, net, view = box_of(self.bounds, x), numbers_of(index, x), self.explainer.net, self.view()
+        (box, x), index = box_of(self.bounds, x), numbers_of(index, x)
+        net, view = self.explainer.net, self.view()
         with torch.no_grad():
-            scores = net.base(x)
+            scores = _check.finite_samples(net.base(x), "x", "have finite scores")
             labels = labels_of(y, scores)
             if original_map is None:
                 h, _ = self.explainer.map_and_scores(x, labels, net=view, parameters=False)
+                _check.finite_samples(h, "x", "have finite maps")
             else:
                 name = "original_map"
                 h = _check.same_place(_check.tensor(original_map, name), name, x, "x").detach()
-                _check.shape(h, name, tuple(x.shape))
+                _check.finite_samples(_check.shape(h, name, tuple(x.shape)), name, "be finite")
         reduce = self._reduce(target_map, h)
         goal = _shown(h, reduce) if target_map is None else _target(target_map, h, reduce)
         objective = _Objective(self, view, labels, scores.argmax(1), goal, reduce, weight)
@@ -143,7 +145,8 @@ class MapAscent(Ascent):
         flat = flat and self.dissimilarity != "top_k"
         if self.random_start is None:
             return flat
-        stuck = flat and self.random_start is False and not callable(self.dissimilarity)
+        # Further restarts start at random points.
+        stuck = flat and self.random_start is False and self.restarts == 1 and not callable(self.dissimilarity)
         contract = f"not be False: {self.dissimilarity} has no gradient at equal maps, so the attack would not move"
         _check.require(not stuck, "random_start", contract, self.random_start)
         return bool(self.random_start)
@@ -156,11 +159,13 @@ class MapAscent(Ascent):
 
 
 def _rows_alike(explainer: Explainer) -> bool:
-    """Return whether rows may come and go: no baseline belongs to one."""
-    while isinstance(explainer, (SmoothGrad, BetaSmoothing)):
+    """Return whether rows may come and go: no setting of the explainer belongs to one."""
+    while type(explainer) is SmoothGrad or type(explainer) is BetaSmoothing:
         explainer = explainer.explainer
-    baselines = explainer.baselines if isinstance(explainer, IntegratedGradients) else None
-    return not callable(baselines) and not (isinstance(baselines, Tensor) and len(baselines) > 1)
+    if type(explainer) is IntegratedGradients:
+        baselines = explainer.baselines
+        return not callable(baselines) and not (isinstance(baselines, Tensor) and len(baselines) > 1)
+    return explainer.rows_alike
 
 
 def _shown(h: Tensor, reduce: str | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastxai import _backend, _check
+from fastxai.attacks._ascent import inputs_of
 from fastxai.attacks._ball import box_of, numbers_of
 from fastxai.attacks._optimizer import OPTIMIZERS, Box, Optimizer
 from fastxai.attacks._recorded import graphs_for
@@ -136,14 +137,14 @@ class Task:
         self.betas = attack.betas() if self.net.activation is None else None
         fits = _check.tensor(x, "x").dim() == 4 and min(x.shape[2:]) >= _WINDOW
         _check.require(fits, "x", f"have shape [N, C, H, W], H and W at least {_WINDOW}", list(x.shape))
-        self.x = x.detach()
-        self.box = box_of(attack.bounds, self.x)
+        self.box, self.x = box_of(attack.bounds, inputs_of(x))
         self.target_map = self._target_map(target_map)
         with torch.no_grad():
             self.scores = self.net.base(self.x)
             self.classes = self.scores.argmax(1)
             chosen = self.classes if target is None else target
             self.original_map, scores = self._map(self.x, chosen, self.net)
+            _check.finite_samples(self.original_map, "x", "have finite maps")
             term = self._map_term(self.original_map, self.target_map)
         # A target that has explained a map is an int or a LongTensor.
         self.target = torch.as_tensor(chosen, device=x.device).expand(len(x))

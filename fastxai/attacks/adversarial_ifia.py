@@ -66,6 +66,8 @@ class AdversarialIFIA(MapAscent):
 
         Raises:
             TypeError: x or a map is no floating point tensor, y or index hold no integers.
-            ValueError: a shape, dtype, device or range is wrong: x outside the bounds, a target map that is not finite.
+            ValueError: a shape, dtype, device or range is wrong: x outside the bounds; or a map, a score or a target
+                map is not finite.
+            RuntimeError: within ``torch.inference_mode()``.
         """
         return self.run(x, y, target_map, index, original_map, weight=self.lambda_, freeze=False)

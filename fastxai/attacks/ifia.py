@@ -40,8 +40,8 @@ class IFIA(MapAscent):
     beta p (1 - p), p = sigmoid(beta a) ([F] section 4). How far the attack gets depends on that beta ([F] figure 5).
 
     [F]'s S is ``IntegratedGradients`` with zero baseline. IG-NORM's inner attack has the baseline x and
-    ``dissimilarity="l1"`` ([F] eq. 8). A baseline that differs between samples needs one row for each row of
-    ``restarts``, restart by restart.
+    ``dissimilarity="l1"`` ([F] eq. 8). Baselines that differ between samples are a function of the images where there
+    are several restarts: x comes restart by restart then, and alone at first.
 
     Attributes:
         explainer: S, the map under attack.
@@ -59,7 +59,8 @@ class IFIA(MapAscent):
         beta: sharpness of the surrogate; None: the net as it is. Not used where the explainer's net is a smoothed or
             surrogate view already.
         freeze: a sample whose class changed stops there, as printed; False lets it go on, and come back. What stops
-            leaves the batch and costs no more (unless a baseline belongs to its row, or steps are replayed).
+            leaves the batch and costs no more (unless a setting of the explainer belongs to its row, or steps are
+            replayed).
         random_start: False starts at x, and further restarts at uniform points of the ball; True takes uniform points
             throughout; "signs" the points x +- eps; None is False where that has a gradient: "top_k", or a target map.
         restarts: how often each sample is attacked, all at once.
@@ -152,7 +153,8 @@ class IFIA(MapAscent):
 
         Raises:
             TypeError: x or a map is no floating point tensor, y or index hold no integers.
-            ValueError: a shape, dtype, device or range is wrong: x outside the bounds, a target map that is not finite;
-                or the attack is to start where it has no gradient.
+            ValueError: a shape, dtype, device or range is wrong: x outside the bounds; a map, a score or a target map
+                is not finite; or the attack is to start where it has no gradient.
+            RuntimeError: within ``torch.inference_mode()``.
         """
         return self.run(x, y, target_map, index, original_map, weight=None, freeze=self.freeze)

@@ -91,12 +91,13 @@ class PGD(Ascent):
 
         Raises:
             TypeError: x is no floating point tensor, y or index hold no integers.
-            ValueError: a shape, dtype, device or range is wrong: x outside the bounds.
+            ValueError: a shape, dtype, device or range is wrong: x outside the bounds; or a score is not finite.
+            RuntimeError: within ``torch.inference_mode()``.
         """
         assert isinstance(self.net, Net)
-        x, net = inputs_of(x), self.net.base
-        box, index = box_of(self.bounds, x), numbers_of(index, x)
-        scores = net(x)
+        net, (box, x) = self.net.base, box_of(self.bounds, inputs_of(x))
+        index = numbers_of(index, x)
+        scores = _check.finite_samples(net(x), "x", "have finite scores")
         objective = _Loss(net, labels_of(y, scores))
         starts = self.starts(x, box, index, moved=bool(self.random_start))
         original = objective(x, torch.arange(len(x), device=x.device), gradient=False)

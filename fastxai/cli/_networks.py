@@ -24,6 +24,7 @@ from fastxai.cli import _common, _evaluate, _networks_asked, _rows, train
 from fastxai.cli._attributional import ATTACKS
 from fastxai.cli._common import UsageError
 from fastxai.cli._evaluate import Part
+from fastxai.cli._terms import terms
 from fastxai.data import Labelled, labelled
 from fastxai.engine import compile as compile_net
 from fastxai.explainers import Explainer
@@ -314,11 +315,19 @@ def _row(made: Bench, network: Network, weights: str, log: Sequence[Mapping[str,
             "steps": len(log) * steps,
             "seed": settings["fit.seed"],
             "losses": [one["loss"] for one in log],
+            "made_with": _made_with(made, network),
         },
         seconds=seconds,
         machine=_common.machine(made.options.device),
         version=_rows.versions(),
     )
+
+
+def _made_with(made: Bench, network: Network) -> dict[str, Any]:
+    """Return all that the terms were made with, what the settings leave to defaults included."""
+    settings = made.settings[network.name]
+    found = terms(settings["terms"], settings["fit"]["seed"], made.inputs(network, "train"))
+    return {term.name: term.settings for term in found}
 
 
 def _loaded(made: Bench, network: Network) -> Row:

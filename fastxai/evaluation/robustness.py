@@ -79,7 +79,7 @@ def robustness(
 
     Both attacks have the same ball, see ``adversary``. Maps explain the label, by the explainer as it is. [F] says
     neither which samples it attacks nor how it compares maps of several channels: here those that the network gets
-    right, and the channels summed as |.|.
+    right, and the channels summed as |.|. Adversarial accuracy judges the iterate with the highest loss.
 
     Args:
         attack: on the explainer's maps, such as ``fastxai.IFIA.preset(explainer, "cifar10")``; its k is that of IN.
@@ -93,7 +93,7 @@ def robustness(
 
     Raises:
         TypeError: attack is no IFIA, x no floating point tensor, or labels or index hold no integers.
-        ValueError: a shape, dtype, device or range does not fit, k too.
+        ValueError: a shape, dtype, device or range does not fit, k too; or a score or a map is not finite.
 
     [F] section 5, tables 1 and 2.
 
@@ -130,8 +130,9 @@ def _measured(
     withstood = correct(attack.explainer.net.base, pgd.perturb(image, label, index=number).images, label)
     found = attack.perturb(image, label, index=number)
     with torch.no_grad():
-        maps = (reduce_map(attack.explainer.attribute(each, label), reduce, None) for each in (image, found.images))
-        before, after = maps
+        raw = (attack.explainer.attribute(each, label) for each in (image, found.images))
+        finite = (_check.finite_samples(h, "x", "have finite maps, before and under attack") for h in raw)
+        before, after = (reduce_map(h, reduce, None) for h in finite)
     alike = (top_k_intersection(before, after, attack.k), kendall_tau(before, after))
     moved = (found.images != image).flatten(1).any(1)
     flags = (torch.zeros_like(right).index_copy(0, rows, flag) for flag in (withstood, moved))

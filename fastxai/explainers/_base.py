@@ -19,7 +19,11 @@ class Explainer(ABC):
 
     Attributes:
         net: the compiled network that is explained.
+        rows_alike: whether rows of a batch may come and go because nothing but x and the class belongs to one. Attacks
+            drop samples that are done where a subclass says so, and freeze them elsewhere.
     """
+
+    rows_alike: bool = False
 
     def __init__(self, net: Net | nn.Module) -> None:
         """Explain ``net``; a module is compiled first.

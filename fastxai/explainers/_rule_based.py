@@ -20,6 +20,8 @@ class RuleBased(Explainer):
         seed: "one" or "score".
     """
 
+    rows_alike = True
+
     composite: Composite
 
     def __init__(self, net: Net | nn.Module, seed: str) -> None:

@@ -18,6 +18,8 @@ class Gradient(Explainer):
     True
     """
 
+    rows_alike = True
+
     def map_and_scores(
         self, x: Tensor, target: Target = None, *, net: Net | None = None, parameters: bool = True
     ) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ class InputXGradient(Explainer):
     True
     """
 
+    rows_alike = True
+
     def map_and_scores(
         self, x: Tensor, target: Target = None, *, net: Net | None = None, parameters: bool = True
     ) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ class Saliency(Explainer):
     True
     """
 
+    rows_alike = True
+
     def __init__(self, net: Net | nn.Module, *, abs: bool = True) -> None:
         """Explain ``net``; ``abs=False`` keeps the sign and is the Gradient map."""
         super().__init__(net)

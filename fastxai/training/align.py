@@ -57,6 +57,8 @@ class Align(FAR):
 class _Alignment(Explainer):
     """S of eq. 9, the target being y."""
 
+    rows_alike = True
+
     def map_and_scores(
         self, x: Tensor, target: int | Tensor | None = None, *, net: Net | None = None, parameters: bool = True
     ) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from fastxai import _check
 from fastxai.attacks import IFIA, PGD, AdversarialIFIA
 from fastxai.attacks._ascent import Ascent
+from fastxai.engine import Net
 from fastxai.training.objective import Batch, Term
 from fastxai.training.per_batch import PerBatch
 
@@ -102,7 +103,7 @@ class FAR(Term):
         if self.lambda_ == 0:
             return self.perturbed(attack, batch) if self.adversarial else None, None, None
         target = None if self.target_map is None else self.target_map(batch)
-        view = attack.view() if self.outer == "curvature" else attack.explainer.net
+        view = attack.view() if self.outer == "curvature" else _own(attack.explainer.net)
         # A smoothed view's scores are those of another network.
         shared = batch.alike and view.activation is None and batch.net.activation is None
         goal, known = target, None
@@ -144,3 +145,8 @@ class FAR(Term):
             scores = batch.scores if images is None else batch.net.differentiable_scores(images)
         loss = functional.cross_entropy(scores, batch.y)
         return loss if distance is None else loss + self.lambda_ * distance.mean()
+
+
+def _own(net: Net) -> Net:
+    """Return the view whose activations have the derivatives that they have."""
+    return net if net.surrogate is None else net.base

@@ -61,6 +61,7 @@ def fit(
     _check.require(out is not None or not board, "board", "come with out", board)
     step, rows, start = Step(objective, config, data.images), [], 0
     terms = {term.name: term.weight for term in objective.terms}
+    made_with = {term.name: term.settings for term in objective.terms}
     found = None if out is None else Checkpoint.load(out)
     if found is not None:
         same = {**found.state["config"], "epochs": 0} == {**config.table(), "epochs": 0}
@@ -68,6 +69,9 @@ def fit(
         _check.require(same, "config", f"be that of the run in {out}: {found.state['config']}", config.table())
         theirs = found.state.get("terms", terms)
         _check.require(theirs == terms, "objective", f"have the terms of the run in {out}: {theirs}", terms)
+        for name, there in found.state.get("made_with", {}).items():
+            here, contract = made_with[name], f"have the settings of the run in {out}: {there}"
+            _check.require(here == there, f"objective's {name}", contract, here)
         found.restore(objective, step.optimizer)
         rows, start = found.state["rows"], found.state["epoch"]
     for epoch in range(start, config.epochs):
@@ -78,7 +82,7 @@ def fit(
         if out is not None:
             done = epoch + 1
             if done % config.checkpoint_every == 0 or done == config.epochs:
-                state = {"epoch": done, "config": config.table(), "terms": terms, "rows": rows}
+                state = {"epoch": done, "config": config.table(), "terms": terms, "made_with": made_with, "rows": rows}
                 Checkpoint.of(objective, step.optimizer, state).save(out)
             _log(Path(out), rows, board=board)
     return rows

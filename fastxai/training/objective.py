@@ -6,7 +6,9 @@ import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import fields, is_dataclass
+from functools import cache, partial
+from hashlib import sha256
 from typing import Any, Self
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from fastxai import _check
 from fastxai.engine import Net
+from fastxai.explainers import Explainer
 
 __all__ = ["Batch", "Objective", "Term"]
 
@@ -103,6 +106,15 @@ class Term(ABC):
         """The class's name in lower case, such as hessian_norm."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the term was made with beside its weight, as JSON values: what checkpoints compare and results record.
+
+        An object is its class's name with its own settings, a function its name (a ``partial``'s with the arguments), a
+        tensor its shape and digest.
+        """
+        return {name: _told(value) for name, value in vars(self).items() if name != "weight"}
+
     def prepare(self, batch: Batch) -> None:  # noqa: B027 (most terms have nothing to share)
         """Run what other terms may share; called for every term before the first is evaluated.
 
@@ -112,6 +124,27 @@ class Term(ABC):
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:
         """Return the unweighted value, a scalar with a graph: a mean over the batch."""
+
+
+def _told(value: Any) -> Any:
+    """Return a setting as a JSON value."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_told(one) for one in value]
+    if isinstance(value, Tensor):
+        return [list(value.shape), sha256(value.detach().double().cpu().numpy().tobytes()).hexdigest()[:16]]
+    if isinstance(value, Net):
+        return [value.activation, value.beta, value.surrogate]
+    kind = type(value).__name__
+    if is_dataclass(value):
+        return {"kind": kind, **{one.name: _told(getattr(value, one.name)) for one in fields(value)}}
+    if isinstance(value, Explainer):
+        return {"kind": kind, **{name: _told(one) for name, one in vars(value).items() if not name.startswith("_")}}
+    if isinstance(value, partial):
+        named = {name: _told(one) for name, one in value.keywords.items()}
+        return {"kind": _told(value.func), "args": _told(value.args), **named}
+    return getattr(value, "__qualname__", kind)
 
 
 class Objective(nn.Module):

@@ -27,6 +27,11 @@ class PerBatch(Explainer):
         _check.require(callable(make), "make", "be callable", make, TypeError)
         self.make = make
 
+    @property
+    def net(self) -> NoReturn:  # type: ignore[override]
+        """There is none outside an objective: RuntimeError."""
+        raise RuntimeError("PerBatch has no net outside an objective; attack make(batch) instead")
+
     def map_and_scores(self, *_: Any, **__: Any) -> NoReturn:
         """Raise RuntimeError: only a training term has batches."""
         raise RuntimeError("PerBatch has no map outside an objective; attack make(batch) instead")

@@ -53,12 +53,32 @@ def test_results_lie_in_ball_and_box(eps, alpha, scale, backend, l2) -> None:
     with fastxai.backend(backend):
         step = l2_project_clip if l2 else sign_project_clip
         y = step(x, (g - 0.5) * scale, origin, alpha, eps, box)
-    offset = (y - origin).double().flatten(1)
-    length = offset.norm(dim=1) if l2 else offset.abs().amax(1)
-    # eps / |offset| and the sum with the origin are rounded
-    assert bool((length <= eps * (1 + 1e-6) + 3e-7).all())
+    if l2:  # eps / |offset| and the sum with the origin are rounded
+        length = (y - origin).double().flatten(1).norm(dim=1)
+        assert bool((length <= eps * (1 + 1e-6) + 3e-7).all())
+    else:
+        assert bool(((y - origin).abs() <= eps).all())
     low, high = (b.view(1, 2, 1, 1) for b in box)
     assert bool(((y >= low) & (y <= high)).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    eps=st.floats(1e-9, 1e3),
+    scale=st.sampled_from([1e-40, 1e-20, 1e-3, 1.0, 100.0]),
+    double=st.booleans(),
+    backend=st.sampled_from(BACKENDS),
+)
+def test_the_ball_is_kept_to_the_last_bit(eps, scale, double, backend) -> None:
+    seed, dtype = torch.Generator().manual_seed(2), torch.float64 if double else torch.float32
+    origin = (torch.randn(1, 1, 5000, dtype=torch.float64, generator=seed) * scale).to(dtype)
+    origin[0, 0, :4] = torch.tensor([0.0, 1.0, -1.0, 0.5])
+    far = torch.where(torch.rand(origin.shape, generator=seed) < 0.5, -1e4, 1e4).to(dtype)
+    box = torch.tensor([-1e5], dtype=dtype), torch.tensor([1e5], dtype=dtype)
+    with fastxai.backend(backend):
+        offset = (sign_project_clip(far, None, origin, 0.0, eps, box) - origin).abs()
+    assert bool((offset <= eps).all())
+    assert bool((offset >= eps - 4 * torch.finfo(dtype).eps * (origin.abs() + eps)).all())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

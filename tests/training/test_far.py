@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from fractions import Fraction
 from types import ModuleType
@@ -335,6 +336,35 @@ def test_smoothed_views_and_autocast() -> None:
         loss = objective(x.float(), y)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in single.parameters())
+
+
+def test_the_outer_step_without_a_surrogate_is_that_of_the_plain_net() -> None:
+    """Whatever surrogate view of the net the explainer has."""
+    (x, y), gradients = batch(), {}
+    for view in (False, True):
+        for outer in ("curvature", "none"):
+            model = cnn()
+            net = fastxai.compile(model)
+            one = fastxai.Gradient(net.with_surrogate("curvature", BETA) if view else net)
+            attack = IFIA(one, eps=EPS, beta=BETA, **{k: v for k, v in SETTINGS.items() if k != "beta"})
+            Objective(net, [FAR(attack, 5.0, outer)])(x, y).backward()
+            gradients[view, outer] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    for outer in ("curvature", "none"):
+        torch.testing.assert_close(gradients[True, outer], gradients[False, outer], rtol=0, atol=1e-14)
+    assert not torch.allclose(gradients[True, "curvature"], gradients[True, "none"])
+
+
+def test_settings_tell_all_that_a_term_was_made_with() -> None:
+    told = AAT(EPS, n_steps=6).settings
+    assert told["outer"] == "curvature" and told["lambda_"] == 1.0
+    assert told["attack"]["steps"] == 7 and told["attack"]["explainer"]["make"]["n_steps"] == 6
+    assert AAT(EPS, n_steps=5).settings != told != AAT(EPS, n_steps=6, beta=2.0).settings
+    assert IGNorm(EPS).settings != IGNorm(EPS, output="logit").settings
+    baselines = torch.rand(1, 4)
+    given = (baselines, baselines.clone(), baselines / 2)
+    ig = [fastxai.IntegratedGradients(nn.Linear(4, 3), value) for value in given]
+    one, alike, other = (json.dumps(FAR(IFIA(each, eps=EPS)).settings) for each in ig)
+    assert one == alike != other
 
 
 def test_weights_are_not_shared_with_the_attack() -> None:

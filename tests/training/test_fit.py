@@ -103,6 +103,20 @@ def test_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mo
         Checkpoint.load(tmp_path)
 
 
+def test_terms_with_other_settings_do_not_go_on(tmp_path: Path) -> None:
+    once = replace(CONFIG, epochs=1, schedule="constant")
+
+    def with_probes(probes: int) -> Objective:
+        return Objective(fastxai.compile(model()), [CrossEntropy(), 1e-4 * HessianNorm(probes=probes)])
+
+    fit(with_probes(1), data(), once, out=tmp_path, progress=False)
+    with pytest.raises(
+        ValueError, match=r"objective's hessian_norm must have the settings of the run in .*'probes': 2"
+    ):
+        fit(with_probes(2), data(), replace(once, epochs=2), out=tmp_path, progress=False)
+    assert len(fit(with_probes(1), data(), replace(once, epochs=2), out=tmp_path, progress=False)) == 2
+
+
 def test_log_and_measure(tmp_path: Path) -> None:
     seen: list[int] = []
 

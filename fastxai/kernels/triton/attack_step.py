@@ -84,6 +84,14 @@ def _adam_kernel(
 
 
 @triton.jit
+def _ball_end(origin, eps):
+    """Return origin + eps, or where that was rounded to outside of the ball, a number or two before it."""
+    end = origin + eps
+    before = end - tl.abs(end) * 1.1920928955078125e-07  # float32's spacing at 1
+    return tl.where(end - origin > eps, tl.maximum(before, origin), end)
+
+
+@triton.jit
 def _sign_kernel(
     out,
     x,
@@ -111,7 +119,7 @@ def _sign_kernel(
         g = tl.load(gradient + at, mask).to(tl.float32)
         moved += alpha * ((g > 0).to(tl.float32) - (g < 0).to(tl.float32))
     centre = tl.load(origin + at, mask).to(tl.float32)
-    moved = _clipped(_clipped(moved, centre - eps, centre + eps), lowest, highest)
+    moved = _clipped(_clipped(moved, -_ball_end(-centre, eps), _ball_end(centre, eps)), lowest, highest)
     if frozen is not None:
         moved = tl.where(tl.load(frozen + number // elements, mask).to(tl.int1), old, moved)
     tl.store(out + at, moved, mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -83,18 +84,28 @@ def settings_of(one: Network) -> dict[str, Any]:
 def _deviations(one: Network, paper: Mapping[str, Any]) -> list[str]:
     """Return where a training differs from the paper's, and what the paper does not give."""
     mine = settings_of(one)
-    theirs = {**paper["shared"], **paper["networks"].get(one.name, {})}
+    theirs = dict(paper["shared"])
+    for name, table in paper["networks"].items():
+        theirs |= table if fnmatch(one.name, name) else {}
     said = []
     for term, names in paper["terms"].items():
         if f"terms.{term}.eps" in mine:
             theirs |= {f"terms.{term}.{name}": paper["attack"][name] for name in names}
     for name, value in theirs.items():
         if name in mine and mine[name] != value:
-            said.append(f"{_words(name)} {_short(mine[name])} ({_short(value)})")
+            own, other = (f"{_short(each)}{_each(name, each, mine, paper)}" for each in (mine[name], value))
+            said.append(f"{_words(name)} {own} ({other})")
     for term, names in paper["silent"].items():
         known = [name for name in names if f"terms.{term}.{name}" in mine]
         said += [f"{_words(name)} {_short(mine[f'terms.{term}.{name}'])} (not given)" for name in known]
     return said
+
+
+def _each(name: str, steps: int, mine: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
+    """Return how long the steps of a training attack are, if that is what the setting is about."""
+    table = name.rpartition(".")[0]
+    given = any(f"{table}.{size}" in mine for size in ("alpha", "rel_stepsize"))
+    return f" of {paper['attack']['reach'] / steps:.3f} eps" if name.endswith(".steps") and not given else ""
 
 
 def _words(name: str) -> str:
@@ -123,12 +134,15 @@ def conditions(findings: Findings, found: Iterable[Network]) -> Text:
     seeds = sorted({one.setting("fit.seed") for one in found})
     starts = sorted({start for one in found if (start := one.setting("model.start"))})
     begun = f" All others started from the weights of {', '.join(starts)}." if starts else ""
+    made_with = [made for one in found for made in one.trained.values.get("made_with", {}).values()]
+    outer = sorted({made["outer"] for made in made_with if "outer" in made})
+    bent = f" The surrogate of the outer step is {' or '.join(outer)}." if outer else ""
     machines = sorted({one.trained.machine for one in found})
     return Text(
         f"Trained here, with the paper's settings in brackets where they differ ({paper['source']}). "
         f"{'; '.join(parts) or 'none does'}.{begun} Measured on {images}, seed {' or '.join(map(str, seeds))} "
         f"(means over {paper['seeds']} seeds and splits). Weights are rounded to float16. The network, the points of "
-        "the integral and that the best image of the attack counts, not the last, are ours. "
+        f"the integral and that the best image of the attack counts, not the last, are ours.{bent} "
         f"Computed on {'; '.join(machines)}."
     )
 
