@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -12,18 +13,58 @@ from torch import Tensor, nn
 from fastxai import evaluation
 from fastxai.attacks import IFIA
 from fastxai.cli import _common
+from fastxai.cli._common import UsageError
 from fastxai.evaluation import Outcome, Robustness
 from fastxai.explainers import Explainer, Gradient
 from fastxai.metrics import top_k_intersection
 
-__all__ = ["ATTACKS", "NAME", "PRESETS", "check", "described", "outcome", "preset", "settings", "summary", "text"]
+__all__ = [
+    "ATTACKS",
+    "CHANGES",
+    "NAME",
+    "PRESETS",
+    "add_arguments",
+    "changes",
+    "check",
+    "described",
+    "outcome",
+    "preset",
+    "settings",
+    "summary",
+    "text",
+]
 
 NAME = "robustness"
 # [F] table 2.
 PRESETS = ("mnist", "fashion_mnist", "cifar10", "gtsrb", "restricted_imagenet")
+# Settings of the attacks that an option may change: type, placeholder, meaning.
+CHANGES = {
+    "eps": (float, "E", "radius of both attacks in the [0, 1] image"),
+    "k": (int, "K", "how many of a map's largest values IN compares, and the attack lowers"),
+    "steps": (int, "T", "steps of the attack on maps, of 1.2/7 eps each"),
+    "restarts": (int, "R", "restarts of the attack on maps"),
+    "beta": (float, "B", "sharpness of the attack's surrogate"),
+}
 _SHARED = ("eps", "norm", "bounds", "steps", "step_size", "restarts")
 _OF_MAPS = ("dissimilarity", "k", "beta")
 _FIGURES = ("natural_accuracy", "adversarial_accuracy", "top_k", "kendall_tau", "attack_success", "skipped")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change a preset's attack."""
+    for name, (kind, metavar, what) in CHANGES.items():
+        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=f"{what} (default: that of --robustness)")
+    parser.add_argument("--points", type=int, metavar="N", help="points of integrated gradients (default: 10)")
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the options put in place of the preset's; UsageError names what is wrong."""
+    given = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
+    try:
+        described({"preset": options.robustness}, given)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    return given
 
 
 def settings(attack: IFIA) -> dict[str, Any]:

@@ -161,7 +161,8 @@ def bench(options: argparse.Namespace) -> Bench:
             if options.robustness is None:
                 explainer.attribute(x)
             else:
-                _attributional.check(IFIA.preset(explainer, options.robustness), images)
+                which = {"preset": options.robustness}
+                _attributional.check(_attributional.preset(explainer, which, options.changes), images)
         except (RuntimeError, ValueError, TypeError) as error:
             raise UsageError(f"--methods {name} does not fit the model: {str(error).splitlines()[0]}") from error
     return made
@@ -190,8 +191,13 @@ def _methods(
     patterns, digits = _rows.patterns(options)
     if "pattern_attribution" in options.methods and patterns is None:
         raise UsageError("--methods pattern_attribution needs --patterns FILE")
-    # The settings of [M]'s study: [R] takes its maps from there.
-    tables = {name: studies.load("geometry").methods[name] for name in options.methods}
+    # The settings of [M]'s study: [R] takes its maps from there. [F] has its own.
+    known = dict(studies.load("geometry").methods)
+    if options.robustness is not None:
+        known |= studies.load("far").methods
+    if options.points is not None:
+        known["integrated_gradients"] = {**known["integrated_gradients"], "n_steps": options.points}
+    tables = {name: known[name] for name in options.methods}
     made_with = {name: {k: v for k, v in table.items() if k != "title"} for name, table in tables.items()}
     methods = {name: evaluation.explainer(name, net, space, made, patterns) for name, made in made_with.items()}
     if "pattern_attribution" in made_with:
@@ -202,7 +208,8 @@ def _methods(
 def parts(options: argparse.Namespace) -> list[Part]:
     """Return what the options ask for."""
     if options.robustness is not None:
-        return [Part(_attributional.NAME, {"method": m, "preset": options.robustness}) for m in options.methods]
+        which = {"preset": options.robustness}
+        return [Part(_attributional.NAME, {"method": m, **which}, attack=options.changes) for m in options.methods]
     return [
         Part("weights", {}),
         Part("accuracy", {}),

@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_attributional.PRESETS,
         help="attack predictions and maps in place of adding noise, with the settings for this data set",
     )
+    _attributional.add_arguments(parser)
     parser.add_argument("--patterns", type=Path, metavar="FILE", help="patterns of the model, for pattern_attribution")
     parser.add_argument("--noise", choices=KINDS, help=f"kind of the noise (default: {KINDS[0]})")
     parser.add_argument(
@@ -84,7 +85,13 @@ def _check(options: argparse.Namespace) -> None:
             setattr(options, name, default)
         elif options.robustness is not None:
             raise UsageError(f"--{name} does not go with --robustness, which adds no noise and takes no Hessian")
-    for name in ("images", "batch", "probes"):
+    if options.robustness is None:
+        for name in (*_attributional.CHANGES, "points"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name} goes with --robustness, whose attack it changes")
+    else:
+        options.changes = _attributional.changes(options)
+    for name in ("images", "batch", "probes", "points"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, got {value}")

@@ -60,6 +60,26 @@ def test_what_is_printed_is_what_the_function_says(here: Path, capsys: pytest.Ca
     assert not {"stability", "noise", "hessian_norm", "weight_norm"} & said.keys()
 
 
+def test_options_change_the_attack(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--eps 0.2 --k 7 --steps 3 --restarts 2 --beta 4.5 --points 4"
+    said = printed(f"{ROBUST} integrated_gradients {words} --seed 3 --out changed", capsys)
+    net = fastxai.compile(small_net(), mean=SPACE.mean, std=SPACE.std)
+    part = Labelled(data().images[:5], data().labels[:5], data().classes)
+    changes = {"eps": 0.2, "k": 7, "steps": 3, "restarts": 2, "beta": 4.5}
+    for line in said["robustness"]:
+        one = fastxai.Gradient(net)
+        if line["method"] == "integrated_gradients":
+            assert line["explainer"] == {"n_steps": 4, "method": "gausslegendre"}
+            one = fastxai.IntegratedGradients(net, n_steps=4, method="gausslegendre")
+        attack = fastxai.IFIA.preset(one, "mnist", seed=3, **changes)
+        wanted = evaluation.robustness(attack, part.images.float() / 255, part.labels).summary()
+        for name, value in wanted.items():
+            assert line[name] == pytest.approx(value, abs=1e-5)
+    assert changes.items() <= said["settings"]["attack"].items() and said["settings"]["adversary"]["eps"] == 0.2
+    assert call(f"{ROBUST} integrated_gradients {words.replace('--k 7', '--k 8')} --seed 3 --out changed") == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
 def test_a_model_of_grey_images(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(f"{GREY} --out grey") == 0
     assert "fallback" not in capsys.readouterr().err, "the trial of three channels leaves no trace"
@@ -149,6 +169,11 @@ def test_the_presets_are_those_of_the_attack() -> None:
         (f"{ROBUST} --noise gaussian --out x", "--noise does not go with --robustness"),
         (f"{ROBUST} --levels 0.005 0.01 0.025 --out x", "--levels does not go with --robustness"),
         (f"{ROBUST} --probes 1 --out x", "--probes does not go with --robustness"),
+        (f"{ROBUST} --eps -1 --out x", "--eps must be finite and positive, got -1"),
+        (f"{ROBUST} --k 0 --out x", "--k must be a positive int, got 0"),
+        (f"{ROBUST} --restarts 0 --out x", "--restarts must be an int, 1 or more, got 0"),
+        (f"{ROBUST} --points 0 --out x", "--points must be at least 1, got 0"),
+        (f"{RUN} --k 9 --out x", "--k goes with --robustness"),
         (f"--model painted:build {MODEL} --data npz:data.npz --robustness mnist --std 1 --out x", "--std must have"),
     ],
 )
