@@ -127,9 +127,12 @@ def box_of(bounds: tuple[Bound, Bound], x: Tensor) -> tuple[Box, Tensor]:
     channels = x.shape[1]
     made = []
     for value in bounds:
-        bound = torch.as_tensor(value, dtype=torch.float64).flatten()
-        fits = bound.numel() in (1, channels)
-        _check.require(fits, "bounds", f"be numbers or {channels} values (one a channel)", value)
+        contract = f"be numbers or {channels} values (one a channel)"
+        try:
+            bound = torch.as_tensor(value, dtype=torch.float64).flatten()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"bounds must {contract}, got {value!r}") from None
+        _check.require(bound.numel() in (1, channels), "bounds", contract, value)
         made.append(bound.to(x.device, x.dtype).expand(channels).contiguous())
     low, high = (bound.view(-1, *[1] * (x.dim() - 2)) for bound in made)
     _check.require(bool((low < high).all()), "bounds", "be lowest < highest", bounds)

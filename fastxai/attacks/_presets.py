@@ -8,6 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fastxai import _check
 from fastxai.explainers import BetaSmoothing, Explainer, SmoothGrad
 
@@ -57,12 +60,21 @@ def _row(explainer: Explainer, data: str, network: str | None) -> dict[str, Any]
     return found[0]
 
 
+def _channels(values: Any) -> list[float]:
+    """Return one number a channel as a list; none where these are not finite numbers."""
+    try:
+        numbers = torch.as_tensor(() if values is None else values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return []
+    return numbers.tolist() if numbers.dim() == 1 and numbers.isfinite().all() else []
+
+
 def settings(
     explainer: Explainer,
     data: str,
     network: str | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: Sequence[float] | Tensor | None,
+    std: Sequence[float] | Tensor | None,
 ) -> dict[str, Any]:
     """Return the arguments of ``Manipulation``; arguments as in ``Manipulation.preset``."""
     _check.one_of(data, "data", DATA)
@@ -75,11 +87,10 @@ def settings(
         bounds: tuple[Any, Any] = (0.0, 1.0)
         scale = 1.0 if net.std is None else float(net.std.mean())
     else:
-        mean, std = mean or table.get("mean"), std or table.get("std")
-        known = mean is not None and std is not None and len(mean) == len(std) and min(std) > 0
-        _check.require(known, "mean, std", "be given, one a channel, std positive", (mean, std))
-        assert mean is not None and std is not None
-        low, high = ([(value - m) / s for m, s in zip(mean, std, strict=True)] for value in (0, 1))
+        means, stds = (_channels(table.get(name) if v is None else v) for name, v in (("mean", mean), ("std", std)))
+        known = len(means) == len(stds) > 0 and min(stds) > 0
+        _check.require(known, "mean, std", "be given, one finite number a channel, std positive", (mean, std))
+        low, high = ([(value - m) / s for m, s in zip(means, stds, strict=True)] for value in (0, 1))
         bounds = (low, high)
         scale = 1.0
     return {

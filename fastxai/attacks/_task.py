@@ -179,6 +179,8 @@ class Task:
         h = reduce_map(h, "abs_sum" if h.dim() == 4 else None, None)
         sums = h.sum((1, 2))
         _check.require(bool((sums > 0).all()), name, "have a positive sum in every sample", sums.tolist())
+        lowest = h.min().item() if h.numel() else 0.0
+        _check.require(lowest >= 0, name, "not be negative, as sums of |.| are not", f"{lowest:.4g}")
         return reduce_map(h, None)
 
     def _f(self, scores: Tensor) -> Tensor:

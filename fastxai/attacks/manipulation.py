@@ -97,20 +97,23 @@ class Manipulation:
         _check.instance(self.explainer, "explainer", Explainer, "be a fastxai explainer")
         for name in ("steps", "judge_every"):
             value = getattr(self, name)
-            _check.require(isinstance(value, int) and value > 0, name, "be a positive int", value)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            _check.require(whole and value > 0, name, "be a positive int", value)
         _check.positive(self.lr, "lr")
         for name in ("c", "gamma"):
             _check.not_negative(getattr(self, name), name)
         _check.one_of(self.output, "output", ("softmax", "logits"))
         _check.one_of(self.optimizer, "optimizer", OPTIMIZERS)
-        _check.require(len(self.bounds) == 2, "bounds", "be (lowest, highest)", self.bounds)
+        pair = isinstance(self.bounds, (tuple, list)) and len(self.bounds) == 2
+        _check.require(pair, "bounds", "be (lowest, highest)", self.bounds)
         self.betas()
         for name, kind in (("ball", Ball), ("restarts", Restarts)):
             value = getattr(self, name)
             fits = value is None or isinstance(value, kind)
             _check.require(fits, name, f"be a {kind.__name__} or None", type(value).__name__, TypeError)
         if self.stop is not None:
-            _check.require(-1 <= self.stop <= 1, "stop", "be a correlation, -1 .. 1", self.stop)
+            number = isinstance(self.stop, (int, float)) and not isinstance(self.stop, bool)
+            _check.require(number and -1 <= self.stop <= 1, "stop", "be a correlation, -1 .. 1", self.stop)
         drawn = self.restarts is None or self.restarts.sigma is not None or self.ball is not None
         _check.require(drawn, "restarts", "have a sigma where the attack has no ball", self.restarts)
 
@@ -130,8 +133,8 @@ class Manipulation:
         data: str,
         network: str | None = None,
         *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | Tensor | None = None,
+        std: Sequence[float] | Tensor | None = None,
         **changes: Any,
     ) -> Manipulation:
         """Return [M]'s attack on this map: its iterations, step size, factors, beta growth and output.
@@ -156,7 +159,7 @@ class Manipulation:
 
         Raises:
             TypeError: explainer is no explainer, or a setting is unknown.
-            ValueError: there is no such row, or mean and std are missing or come twice.
+            ValueError: there is no such row, or mean and std are missing, come twice or are out of range.
 
         >>> net = fastxai.compile(torch.nn.Linear(4, 3))
         >>> attack = fastxai.Manipulation.preset(fastxai.LRP(net, "epsilon"), "imagenet", steps=100)
@@ -190,8 +193,9 @@ class Manipulation:
 
         Raises:
             TypeError: x or target_map is no floating point tensor, index no LongTensor.
-            ValueError: a shape, dtype, device or range is wrong: x outside the bounds, a target map that is not finite
-                or whose sum is not positive.
+            ValueError: a shape, dtype, device or range is wrong: x outside the bounds, a map that is not finite, a
+                target map [N, H, W] with negative values, or one whose sum is not positive.
+            RuntimeError: within ``torch.inference_mode()``.
         """
         task = Task(self, x, target_map, target, index)
         interrupted = task.run(progress=progress)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +18,24 @@ from fastxai.explainers import Explainer, reduce_map
 __all__ = ["disc", "mask", "of", "random", "rectangle", "text", "uniform"]
 
 Size = tuple[int, int, int]
-Drawing = Tensor | str | Path
+Drawing = Tensor | str | os.PathLike[str]
 
 
 def _size(size: Sequence[int]) -> Size:
-    fits = len(size) == 3 and all(isinstance(n, int) and n >= 0 for n in size) and min(size[1:]) > 0
-    _check.require(fits, "size", "be (N, H, W)", tuple(size))
+    three = isinstance(size, Sequence) and len(size) == 3
+    whole = three and all(isinstance(n, int) and not isinstance(n, bool) for n in size)
+    _check.require(whole and size[0] >= 0 and min(size[1:]) > 0, "size", "be (N, H, W)", size)
     n, height, width = size
     return n, height, width
+
+
+def _finite(values: Any, count: int) -> bool:
+    """Return whether these are so many finite numbers."""
+    try:
+        numbers = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return tuple(numbers.shape) == (count,) and bool(numbers.isfinite().all())
 
 
 def of(images: Tensor, explainer: Explainer, target: int | Tensor | None = None) -> Tensor:
@@ -36,7 +48,7 @@ def of(images: Tensor, explainer: Explainer, target: int | Tensor | None = None)
 
     Raises:
         TypeError: explainer is no explainer, images are no floating point tensor.
-        ValueError: images or target do not fit the model.
+        ValueError: images have another shape or are not finite; images or target do not fit the model.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8))
     >>> h = fastxai.attacks.target_maps.of(torch.rand(2, 1, 8, 8), fastxai.Gradient(model))
@@ -44,6 +56,9 @@ def of(images: Tensor, explainer: Explainer, target: int | Tensor | None = None)
     (torch.Size([2, 8, 8]), True)
     """
     _check.instance(explainer, "explainer", Explainer, "be a fastxai explainer")
+    fits = _check.tensor(images, "images").dim() == 4
+    _check.require(fits, "images", "have shape [N, C, H, W]", list(images.shape))
+    _check.finite_samples(images, "images", "be finite")
     with torch.no_grad():
         return reduce_map(explainer.attribute(images, target))
 
@@ -70,19 +85,21 @@ def rectangle(size: Sequence[int], box: tuple[float, float, float, float], *, fr
         frame: width of a frame as a part of the shorter side, where only the rectangle's edge is wanted; 0 fills it.
 
     Raises:
-        ValueError: the size is wrong, or no pixel's centre lies in the rectangle.
+        ValueError: size, box or frame is wrong, or no pixel's centre lies in the rectangle.
 
     >>> fastxai.attacks.target_maps.rectangle((1, 4, 4), (0, 0, 0.5, 1))[0, :, 0]
     tensor([0.1250, 0.1250, 0.0000, 0.0000])
     """
     _, height, width = _size(size)
+    _check.require(_finite(box, 4), "box", "be (top, left, bottom, right), finite numbers", box)
     top, left, bottom, right = (side * length for side, length in zip(box, (height, width) * 2, strict=True))
     y, x = _centres(height, width)
     inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-    edge = frame * min(height, width)
+    edge = _check.not_negative(frame, "frame") * min(height, width)
     if edge > 0:
         inner = (y >= top + edge) & (y < bottom - edge) & (x >= left + edge) & (x < right - edge)
         inside = inside & ~inner
+    _check.require(bool(inside.any()), "box, frame", "hold the centre of a pixel", (box, frame))
     return mask(size, inside)
 
 
@@ -95,15 +112,19 @@ def disc(size: Sequence[int], centre: tuple[float, float] = (0.5, 0.5), radius: 
         radius: as a part of the shorter side.
 
     Raises:
-        ValueError: the size is wrong, or no pixel's centre lies in the disc.
+        ValueError: size, centre or radius is wrong, or no pixel's centre lies in the disc.
 
     >>> fastxai.attacks.target_maps.disc((1, 4, 4))[0, 1]
     tensor([0.0000, 0.2500, 0.2500, 0.0000])
     """
     _, height, width = _size(size)
+    _check.require(_finite(centre, 2), "centre", "be (vertical, horizontal), finite numbers", centre)
     y, x = _centres(height, width)
     distance = (y - centre[0] * height).square() + (x - centre[1] * width).square()
-    return mask(size, distance < (radius * min(height, width)) ** 2)
+    reach = _check.positive(radius, "radius") * min(height, width)
+    inside = distance < reach * reach
+    _check.require(bool(inside.any()), "centre, radius", "hold the centre of a pixel", (centre, radius))
+    return mask(size, inside)
 
 
 def _centres(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -120,6 +141,7 @@ def mask(size: Sequence[int], drawn: Drawing) -> Tensor:
             brightness counts and which is resized.
 
     Raises:
+        TypeError: it is neither a tensor nor a file's name.
         FileNotFoundError: there is no such file.
         ValueError: the drawing has another shape, values that are negative or not finite, or nothing above 0.
 
@@ -128,15 +150,20 @@ def mask(size: Sequence[int], drawn: Drawing) -> Tensor:
             [0.0000, 0.5000]])
     """
     n, height, width = _size(size)
+    known = isinstance(drawn, (Tensor, str, os.PathLike))
+    _check.require(known, "drawn", "be a tensor or name an image", type(drawn).__name__, TypeError)
     values = drawn if isinstance(drawn, Tensor) else _read(Path(drawn), height, width)
     fits = tuple(values.shape) in ((height, width), (n, height, width))
     _check.require(fits, "drawn", f"have shape {[height, width]} or {[n, height, width]}", list(values.shape))
     if not values.is_floating_point():
         values = values.float()
-    _check.require(bool((values.isfinite() & (values >= 0)).all()), "drawn", "be finite and not negative", "others")
+    if not (values.isfinite() & (values >= 0)).all():
+        _check.require(False, "drawn", "be finite and not negative", f"{values.min().item()} .. {values.max().item()}")
     values = values.expand(n, height, width)
     _check.require(bool((values.flatten(1) > 0).any(1).all()), "drawn", "have something above 0", "only zeros")
-    return reduce_map(values, None)
+    # Relative to the largest and in float64, as sums of large values are infinite.
+    parts = values.double()
+    return reduce_map(parts / parts.amax((1, 2), keepdim=True), None).to(values.dtype)
 
 
 def _read(file: Path, height: int, width: int) -> Tensor:
@@ -160,6 +187,7 @@ def text(size: Sequence[int], words: str | Sequence[str]) -> Tensor:
         words: for all, or one for each sample; a line break starts a new line.
 
     Raises:
+        TypeError: words are no strings.
         ValueError: the number of words is not N, or one of them shows nothing.
 
     >>> fastxai.attacks.target_maps.text((2, 32, 32), "why?").shape
@@ -168,6 +196,8 @@ def text(size: Sequence[int], words: str | Sequence[str]) -> Tensor:
     n, height, width = _size(size)
     if isinstance(words, str):
         return mask(size, _written(words, height, width))
+    several = isinstance(words, Sequence) and all(isinstance(word, str) for word in words)
+    _check.require(several, "words", "be a str or a sequence of them", repr(words), TypeError)
     _check.require(len(words) == n, "words", f"be one or {n}", len(words))
     drawn = [_written(word, height, width) for word in words]
     return mask(size, torch.stack(drawn) if drawn else torch.zeros(size))
@@ -197,10 +227,12 @@ def random(size: Sequence[int], seed: int = 0, smooth: float = 0.0, *, index: Te
         size: (N, H, W).
         seed: of the noise.
         smooth: 0 draws every pixel uniformly from (0, 1); above, the map is exp(z), z being standard normal noise
-            behind a Gaussian filter of this standard deviation in pixels (periodic) and scaled to variance 1.
+            behind a Gaussian filter of this standard deviation in pixels (periodic) and scaled to variance 1; where
+            that is large, the image's longest waves alone.
         index: the samples' numbers, LongTensor [N]; 0 .. N-1 if None.
 
     Raises:
+        TypeError: seed is no int, index holds no integers.
         ValueError: size, smooth or index is wrong.
 
     >>> a = fastxai.attacks.target_maps.random((3, 8, 8), seed=1)
@@ -209,15 +241,23 @@ def random(size: Sequence[int], seed: int = 0, smooth: float = 0.0, *, index: Te
     """
     n, height, width = _size(size)
     _check.not_negative(smooth, "smooth")
-    index = torch.arange(n) if index is None else _check.shape(index, "index", (n,))
+    number = isinstance(seed, int) and not isinstance(seed, bool)
+    _check.require(number, "seed", "be an int", repr(seed), TypeError)
+    index = torch.arange(n) if index is None else _check.tensor(index, "index", False)
+    whole = not (index.is_floating_point() or index.dtype == torch.bool)
+    _check.require(whole, "index", "hold integers", index.dtype, TypeError)
+    _check.shape(index, "index", (n,))
     stream = (seed,), index, range(1), height * width
-    # torch 2.11's Fourier transforms refuse an empty batch.
-    if smooth == 0 or not n:
+    # torch 2.11's Fourier transforms refuse an empty batch, and one pixel has no waves.
+    if smooth == 0 or not n or height * width == 1:
         return reduce_map(_random.uniform(*stream)[0].view(n, height, width), None)
     z = _random.normal(*stream)[0].view(n, height, width).double()
     down, across = torch.fft.fftfreq(height).double()[:, None], torch.fft.rfftfreq(width).double()[None]
-    response = torch.exp(-2 * (math.pi * smooth) ** 2 * (down.square() + across.square()))
+    squares = down.square() + across.square()
+    # Relative to the longest wave and without the mean, so that the smoothest noise is more than rounding too.
+    above = (squares - squares.flatten()[1:].min()).clamp(min=0).sqrt()
+    response = torch.exp(-2 * (above * smooth * math.pi).square())
+    response[0, 0] = 0
     z = torch.fft.irfft2(torch.fft.rfft2(z) * response, s=(height, width))
-    z = z - z.mean((1, 2), keepdim=True)
     z = z / z.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-300)
     return reduce_map(z.exp().float(), None)

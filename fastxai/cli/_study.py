@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastxai import evaluation
+from fastxai._check import require
 from fastxai.cli import _common, _rows
 from fastxai.cli._common import UsageError
 from fastxai.data.collection import Collection, open_collection
@@ -21,7 +22,7 @@ from fastxai.explainers import Explainer, Patterns
 from fastxai.results import ResultStore, Row, digest
 from fastxai.studies import Experiment, Study
 
-__all__ = ["Bench", "Job", "bench", "jobs", "missing", "run"]
+__all__ = ["Bench", "Job", "bench", "jobs", "methods", "missing", "run"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Bench:
         space: where the network takes its inputs from.
         images: all of them.
         pairs: numbers of images, pair by pair.
+        choose: returns the first so many pairs, of which ``pairs`` are those that were asked for.
         methods: the explainers by name.
         told: what a row says of the run; equal for all rows of a folder.
         device: where it computes.
@@ -44,17 +46,23 @@ class Bench:
     space: evaluation.Space
     images: Collection
     pairs: Sequence[tuple[int, int]]
+    choose: Callable[[int], Sequence[tuple[int, int]]]
     methods: Mapping[str, Explainer]
     told: Mapping[str, Any]
     device: str
     patterns: str
     overrides: Mapping[str, Any]
 
+    def images_of(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the numbers of the images of some pairs; a row made again may hold pairs beyond those asked for."""
+        pairs = self.pairs if max(numbers) < len(self.pairs) else self.choose(max(numbers) + 1)
+        return [pairs[number] for number in numbers]
+
     def task(
         self, experiment: Experiment, method: str, numbers: Sequence[int], given: Mapping[str, Tensor]
     ) -> evaluation.Task:
         """Return the task of some pairs."""
-        which = [self.pairs[number] for number in numbers]
+        which = self.images_of(numbers)
         x, target_x = (
             self.space.enter(self.images.load([pair[side] for pair in which])).to(self.device) for side in (0, 1)
         )
@@ -115,8 +123,11 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
         found = [network.net(images.load(part).to(options.device)).argmax(1).tolist() for part in parts]
         return [k for part in found for k in part]
 
+    def choose(count: int) -> list[tuple[int, int]]:
+        return evaluation.choose_pairs(len(images), count, options.seed, classify)
+
     try:
-        pairs = evaluation.choose_pairs(len(images), options.pairs, options.seed, classify)
+        pairs = choose(options.pairs)
     except (OSError, ValueError) as error:
         raise UsageError(f"--images, --pairs: {error}") from error
     # The study works on what the model itself takes: the normalised input.
@@ -127,6 +138,7 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
         space=space,
         images=images,
         pairs=pairs,
+        choose=choose,
         methods=_methods(options, study, net, space, patterns),
         told={
             "model": options.model,
@@ -147,11 +159,26 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
     return _fitting(options, replace(made, overrides=overrides))
 
 
+def methods(options: argparse.Namespace, study: Study) -> None:
+    """UsageError if a map is asked for that the study does not make, or none that an experiment named is done with."""
+    unknown = [name for name in options.methods if name not in (*study.methods, "all")]
+    if unknown:
+        raise UsageError(f"--methods must be all or some of {' '.join(study.methods)}, got {' '.join(unknown)}")
+    for experiment in (study.experiments[name] for name in options.only or ()):
+        if not {"all", *experiment.methods} & set(options.methods):
+            raise UsageError(
+                f"--methods must be all or some of {' '.join(experiment.methods)} for --only {experiment.name}, got "
+                f"{' '.join(options.methods)}"
+            )
+
+
 def _methods(
     options: argparse.Namespace, study: Study, net: Any, space: evaluation.Space, patterns: Patterns | None
 ) -> dict[str, Explainer]:
     made = {}
-    for name in _chosen(options, study):
+    for name in study.methods:
+        if not {"all", name} & set(options.methods):
+            continue
         if name == "pattern_attribution" and patterns is None:
             if _all(options):
                 print(f"fastxai: {name} is left out: it needs --patterns FILE", file=sys.stderr)
@@ -164,13 +191,6 @@ def _methods(
 
 def _all(options: argparse.Namespace) -> bool:
     return options.methods == ["all"]
-
-
-def _chosen(options: argparse.Namespace, study: Study) -> list[str]:
-    unknown = [name for name in options.methods if name not in (*study.methods, "all")]
-    if unknown:
-        raise UsageError(f"--methods must be all or some of {' '.join(study.methods)}, got {' '.join(unknown)}")
-    return [name for name in study.methods if name in options.methods or "all" in options.methods]
 
 
 def _fitting(options: argparse.Namespace, made: Bench) -> Bench:
@@ -193,31 +213,60 @@ def _fitting(options: argparse.Namespace, made: Bench) -> Bench:
 
 
 def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> tuple[list[Job], int]:
-    """Return the rows that are missing, in order, and how many there are already."""
+    """Return the rows that are missing, in order, and how many there are already.
+
+    A row that another one builds on is missing too where its tensors are.
+    """
     rows = [row for row in rows if row.study == made.study.name]
+    _rows.agree(options, rows, run=made.told)
+    asked = [e for e in made.study.experiments.values() if not options.only or e.name in options.only]
     wanted: list[Job] = []
+    again: dict[str, str] = {}
     there = 0
-    for experiment in made.study.experiments.values():
-        if options.only and experiment.name not in options.only:
-            continue
+    for experiment in asked:
         count = min(options.pairs, experiment.pairs or options.pairs)
         for method in experiment.methods:
             if method not in made.methods:
                 continue
-            try:
-                settings = evaluation.resolved(experiment.run, made.task(experiment, method, [0], {}))
-            except (TypeError, ValueError) as error:
-                raise UsageError(f"{experiment.name}, {method}: {error}") from error
-            options_of_map = {k: v for k, v in made.study.methods[method].items() if k != "title"}
-            told = {"patterns": made.patterns} if method == "pattern_attribution" else {}
-            settings = {**settings, "explainer": options_of_map, **told}
-            mine = [row for row in rows if row.experiment == experiment.name and row.key["method"] == method]
-            _rows.agree(options, mine, run=made.told, settings=settings)
+            mine, settings = _agreeing(options, made, experiment, method, rows)
             there += len(mine)
             done = {number for row in mine for number in row.key["pairs"]}
             left = [number for number in range(count) if number not in done]
+            if experiment.needs:
+                base = made.study.experiments[experiment.needs]
+                lost = _lost(options, _agreeing(options, made, base, method, rows)[0], left)
+                # The settings are the row's own, so that the row is replaced and gets no second one beside it.
+                wanted += [
+                    Job(base, method, row.config["settings"], row.key["pairs"]) for row in lost if row.name not in again
+                ]
+                again |= {row.name: base.name for row in lost}
             wanted += [Job(experiment, method, settings, part) for part in evaluation.chunks(left, options.batch)]
-    return wanted, there
+    return wanted, there - sum(name in [e.name for e in asked] for name in again.values())
+
+
+def _agreeing(
+    options: argparse.Namespace, made: Bench, experiment: Experiment, method: str, rows: Iterable[Row]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of an experiment and method, and the settings that they agree with; UsageError if one differs."""
+    try:
+        settings = evaluation.resolved(experiment.run, made.task(experiment, method, [0], {}))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{experiment.name}, {method}: {error}") from error
+    options_of_map = {k: v for k, v in made.study.methods[method].items() if k != "title"}
+    told = {"patterns": made.patterns} if method == "pattern_attribution" else {}
+    settings = {**settings, "explainer": options_of_map, **told}
+    mine = [row for row in rows if row.experiment == experiment.name and row.key["method"] == method]
+    _rows.agree(options, mine, settings=settings)
+    return mine, settings
+
+
+def _lost(options: argparse.Namespace, rows: Iterable[Row], pairs: Iterable[int]) -> list[Row]:
+    """Return those rows that alone hold some of the pairs and whose tensors are not there."""
+    kept, lost = [], []
+    for row in rows:
+        (kept if (options.out / "rows" / f"{row.name}.safetensors").is_file() else lost).append(row)
+    needed = set(pairs) - {number for row in kept for number in row.key["pairs"]}
+    return [row for row in lost if needed & set(row.key["pairs"])]
 
 
 def missing(store: ResultStore, made: Bench, job: Job) -> dict[str, Tensor]:
@@ -228,8 +277,7 @@ def missing(store: ResultStore, made: Bench, job: Job) -> dict[str, Tensor]:
     for row in store.rows(study=made.study.name, experiment=job.experiment.needs, method=job.method):
         numbers = row.key["pairs"]
         if set(numbers) & set(job.pairs):
-            tensors = {k: v for k, v in store.tensors(row).items() if not k.startswith("example.")}
-            found |= {n: {k: v[i] for k, v in tensors.items()} for i, n in enumerate(numbers)}
+            found |= dict(zip(numbers, _kept(store, row), strict=False))
     lacking = [number for number in job.pairs if not found.get(number)]
     if lacking:
         raise UsageError(
@@ -237,6 +285,18 @@ def missing(store: ResultStore, made: Bench, job: Job) -> dict[str, Tensor]:
             f"{', '.join(map(str, lacking))}: run that first (--only {job.experiment.needs})"
         )
     return {k: torch.stack([found[n][k] for n in job.pairs]) for k in found[job.pairs[0]]}
+
+
+def _kept(store: ResultStore, row: Row) -> list[dict[str, Tensor]]:
+    """Return the tensors beside a row pair by pair, pictures left out; UsageError if the file is corrupt."""
+    file, count = store.folder / f"{row.name}.safetensors", len(row.key["pairs"])
+    try:
+        tensors = {k: v for k, v in store.tensors(row).items() if not k.startswith("example.")}
+        for name, values in tensors.items():
+            require(values.shape[:1] == (count,), f"{file}", f"hold {name} of {count} pairs", list(values.shape))
+    except ValueError as error:
+        raise UsageError(f"--out {store.folder.parent}: {error}; delete it, and it is made again") from error
+    return [{k: v[i] for k, v in tensors.items()} for i in range(count if tensors else 0)]
 
 
 def run(store: ResultStore, made: Bench, job: Job) -> Row:
@@ -251,7 +311,7 @@ def run(store: ResultStore, made: Bench, job: Job) -> Row:
         config={
             "run": dict(made.told),
             "settings": dict(job.settings),
-            "images": [[made.images.names[n] for n in made.pairs[number]] for number in job.pairs],
+            "images": [[made.images.names[n] for n in pair] for pair in made.images_of(job.pairs)],
         },
         values=outcome.values,
         seconds=time.perf_counter() - began,

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fastxai import report, studies
-from fastxai.cli import _common, _networks, _rows, _study
+from fastxai.cli import _common, _networks, _networks_asked, _rows, _study
 from fastxai.cli._common import Stopped, UsageError
 from fastxai.results import ResultStore
 from fastxai.studies import Study
@@ -17,7 +17,7 @@ from fastxai.studies import Study
 __all__ = ["add_arguments", "run"]
 
 PAGE = "report.html"
-# What makes the rows of each kind of study, and the options that this kind alone has.
+# What each kind of study has: what makes its rows, and the options that this kind alone has.
 KINDS = {
     "pairs": (_study, ("images", "pairs", "steps", "preset", "patterns", "weights", "pretrained", "size")),
     "networks": (_networks, ("data", "networks", "epochs", "samples", "set")),
@@ -88,6 +88,7 @@ def _check(options: argparse.Namespace, study: Study) -> None:
     unknown = [name for name in options.only or () if name not in study.experiments]
     if unknown:
         raise UsageError(f"--only must be one of {' '.join(study.experiments)}, got {unknown[0]}")
+    {"pairs": _study.methods, "networks": _networks_asked.methods}[study.kind](options, study)
     needed, what = {"pairs": ("images", "DIR"), "networks": ("data", "KIND:FOLDER")}[study.kind]
     if not (getattr(options, needed) or options.report_only):
         raise UsageError(f"--{needed} {what} is needed, unless --report-only is given")
@@ -118,11 +119,11 @@ def _report(options: argparse.Namespace, study: Study, store: ResultStore) -> No
     titles = {name: str(table["title"]) for name, table in study.methods.items()}
     try:
         findings = report.Findings(store, study.name, titles)
+        if not findings.rows:
+            raise UsageError(f"--out {options.out}: there are no rows of {study.name}")
+        sections = report.build_sections(findings, study.sections)
     except ValueError as error:
         raise UsageError(f"--out {options.out}: {error}") from error
-    if not findings.rows:
-        raise UsageError(f"--out {options.out}: there are no rows of {study.name}")
-    sections = report.build_sections(findings, study.sections)
     try:
         file = report.write(options.out / PAGE, report.page(study.title, study.source, sections))
     except OSError as error:

@@ -24,9 +24,9 @@ def chain(task: Task) -> Outcome:
     ||h(x_adv) - h(x)|| <= int ||H gamma'|| dt <= max ||H||_2 L <= max ||H||_F L, h the gradient of the class score.
     The path is the polyline through every so many iterates, up to the best one.
 
-    Settings: those of an attack, "betas", "points" of the path, and "nodes", "samples", "steps" and "probes" of
-    ``fastxai.theory.path_change``. Values: ``betas``; lists over pairs of lists over betas of the change of the map
-    (``moved``), the integral (``total``), the jumps that max-pools make, the norms' maxima times the length
+    Settings: those of an attack, "betas", "points" of the path, and "nodes", "samples", "steps", "probes" and
+    "tolerance" of ``fastxai.theory.path_change``. Values: ``betas``; lists over pairs of lists over betas of the change
+    of the map (``moved``), the integral (``total``), the jumps that max-pools make, the norms' maxima times the length
     (``spectral`` and ``frobenius``), ``length``, ``distance``, and by how much [R] eq. 4 is missed (``closure``).
     """
     settings = task.settings
@@ -47,7 +47,7 @@ def chain(task: Task) -> Outcome:
             net.with_activation("softplus", beta),
             points,
             classes,
-            **{name: settings[name] for name in ("nodes", "samples", "steps", "probes")},
+            **{name: settings[name] for name in ("nodes", "samples", "steps", "probes", "tolerance")},
         )
         links = {name: getattr(found, name) for name in _LINKS}
         links |= {"spectral": found.spectral * found.length, "frobenius": found.frobenius * found.length}

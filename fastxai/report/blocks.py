@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
+from fastxai._check import require
+
 __all__ = ["Block", "Panels", "Picture", "Section", "Table", "Text"]
 
 
@@ -22,7 +24,7 @@ class Table:
     """Rows of text, the first column to the left, the others to the right.
 
     Attributes:
-        head: of the columns.
+        head: of the columns, all different: a program finds a number by it.
         rows: as long as the head, each.
         caption: below it.
     """
@@ -30,6 +32,10 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the head."""
+        require(len(set(self.head)) == len(self.head), "head", "name every column differently", self.head)
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,10 @@ class Section:
         title: its heading.
         needs: experiments without which it has nothing to show.
         blocks: what it shows; empty if the rows are missing.
+        missing: what it says without blocks where the rows are there; "" names the needs.
     """
 
     title: str
     needs: Sequence[str]
     blocks: Sequence[Block] = field(default_factory=tuple)
+    missing: str = ""

@@ -21,6 +21,7 @@ __all__ = [
     "panel",
     "ratio",
     "scatter",
+    "share",
     "short",
     "smoothing",
     "summary",
@@ -28,8 +29,8 @@ __all__ = [
 
 # What has this colour takes that of the page's text.
 INK = "#012345"
-# Okabe and Ito's palette, without its yellow and black: told apart by colour-blind readers too.
-COLOURS = ("#0082c8", "#e08a00", "#00a078", "#d55e00", "#c065a0", "#46a8e0")
+# Four of Okabe and Ito's colours, a red and a violet: told apart by colour-blind readers too.
+COLOURS = ("#0082c8", "#e08a00", "#00a078", "#d32f2f", "#c065a0", "#7c3aed")
 SIZE = 8.5
 
 
@@ -147,6 +148,12 @@ def number(value: float, places: int = 2) -> str:
         return "\N{EN DASH}"
     small = value != 0 and abs(value) < 10**-places
     return f"{value:.1e}" if small or abs(value) >= 1e5 else f"{value:.{places}f}"
+
+
+def share(kept: np.ndarray) -> str:
+    """Return the share of what is true in per cent: 100% where all is, and never by a rounding."""
+    mean = float(kept.mean())
+    return "100%" if mean == 1 else f"{min(mean, 0.999):.1%}"
 
 
 def summary(values: np.ndarray, places: int = 2) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fastxai._check import require
 from fastxai.report.draw import COLOURS
 from fastxai.results import ResultStore, Row
 
@@ -22,7 +24,8 @@ _SHOWN = "example."
 class Findings:
     """The rows of a study, chunks of pairs put together.
 
-    A pair that is in several rows of a method counts once.
+    A pair that is in several rows of a method counts once. Asking a row for what it does not hold is a ValueError that
+    names its file.
 
     Attributes:
         store: where the rows are.
@@ -37,7 +40,14 @@ class Findings:
             ValueError: a file among the rows is corrupt or foreign.
         """
         self.store, self.study, self.titles = store, study, dict(titles)
-        self.rows = store.rows(study=study)
+        self.rows = [self._named(row) for row in store.rows(study=study)]
+
+    def _named(self, row: Row) -> Row:
+        file = self._file(row)
+        return replace(row, config=_Held(row.config, file), values=_Held(row.values, file))
+
+    def _file(self, row: Row) -> Path:
+        return self.store.folder / f"{row.name}.json"
 
     @cached_property
     def paper(self) -> dict[str, dict[str, Any]]:
@@ -66,9 +76,27 @@ class Findings:
         """Return the numbers of the pairs that there are, ascending."""
         return sorted({number for row in self._of(experiment, method) for number in row.key["pairs"]})
 
+    def counted(self, experiment: str, one: str = "pair") -> str:
+        """Return what the rows of an experiment rest on: "16 pairs", method by method where they differ.
+
+        Args:
+            experiment: whose rows they are.
+            one: what is counted.
+        """
+        counts = {method: len(self.pairs(experiment, method)) for method in self.methods(experiment)}
+        said = {method: f"{count} {one}{'s' * (count != 1)}" for method, count in counts.items()}
+        if len(set(counts.values())) == 1:
+            return next(iter(said.values()))
+        return ", ".join(f"{self.titles[method]} {words}" for method, words in said.items())
+
     def over_pairs(self, experiment: str, method: str, name: str) -> np.ndarray:
         """Return a value that is a list over pairs, [pairs, ...], in the order of ``pairs``."""
-        found = {n: v for row in self._of(experiment, method)[::-1] for n, v in _by_pair(row, name)}
+        found: dict[int, Any] = {}
+        for row in self._of(experiment, method)[::-1]:
+            values, pairs = row.values[name], row.key["pairs"]
+            fits = isinstance(values, list) and len(values) == len(pairs)
+            require(fits, f"{self._file(row)}", f"hold a list of {len(pairs)} values as {name}", values)
+            found.update(zip(pairs, values, strict=True))
         return np.array([found[number] for number in sorted(found)], dtype=float)
 
     def common(self, experiment: str, method: str, name: str) -> Any:
@@ -103,5 +131,12 @@ class Findings:
         return self.rows[0].config["run"] if self.rows else {}
 
 
-def _by_pair(row: Row, name: str) -> list[tuple[int, Any]]:
-    return list(zip(row.key["pairs"], row.values[name], strict=True))
+class _Held(dict[str, Any]):
+    """Entries of a row, at any depth; one that is not there is named with the row's file."""
+
+    def __init__(self, entries: Mapping[str, Any], file: Path) -> None:
+        super().__init__({k: _Held(v, file) if isinstance(v, dict) else v for k, v in entries.items()})
+        self.file = file
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self.file} must hold {name}, got {', '.join(self) or 'nothing'}")

@@ -30,7 +30,7 @@ def build_sections(findings: Findings, names: Sequence[str]) -> dict[str, Sectio
     """Return the sections of these names; those whose rows are missing have no blocks.
 
     Raises:
-        ValueError: there is no such section.
+        ValueError: there is no such section, or a row lacks what a section shows.
     """
     built = {}
     for name in names:
@@ -80,7 +80,8 @@ def _section(name: str, section: Section) -> str:
     if section.blocks:
         body = "\n".join(_block(block, f"{name}-{i}") for i, block in enumerate(section.blocks))
     else:
-        body = f'<p class="faint">No rows yet of {_text(", ".join(section.needs))}.</p>'
+        missing = section.missing or f"No rows yet of {', '.join(section.needs)}."
+        body = f'<p class="faint">{_text(missing)}</p>'
     return f'<section id="{name}">\n<h2>{_text(section.title)}</h2>\n{body}\n</section>'
 
 

@@ -28,12 +28,26 @@ __all__ = [
 Norms = Sequence[float] | Tensor
 
 
-def _terms(norms: Norms) -> Tensor:
-    """Return prod_{l<=m} ||W_l||^2 prod_{l>m} ||W_l|| for m = 1 .. L, [L] in float64."""
-    n = torch.as_tensor(norms, dtype=torch.float64).detach().cpu()
+def _numbers(norms: Norms) -> Tensor:
+    """Return the norms in float64, [L]."""
+    try:
+        n = torch.as_tensor(norms, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"norms must hold one number per layer, got {norms!r}") from error
     _check.require(n.dim() == 1 and len(n) > 0, "norms", "hold one number per layer", list(n.shape))
-    _check.require(bool((n >= 0).all()), "norms", "be zero or positive", n.tolist())
+    _check.require(bool((n.isfinite() & (n >= 0)).all()), "norms", "be finite and not negative", n.tolist())
+    return n
+
+
+def _terms(n: Tensor) -> Tensor:
+    """Return prod_{l<=m} ||W_l||^2 prod_{l>m} ||W_l|| for m = 1 .. L, [L]."""
     return n.cumprod(0) * n.prod()
+
+
+def _known(bound: float, n: Tensor) -> float:
+    """Return the bound, which may be infinite, unless it is infinity times zero."""
+    _check.require(not math.isnan(bound), "norms", "have a bound within float64's range", n.tolist())
+    return bound
 
 
 def weight_constant(norms: Norms) -> float:
@@ -43,12 +57,14 @@ def weight_constant(norms: Norms) -> float:
         norms: of the layers, first to last, [L].
 
     Raises:
-        ValueError: norms are none, not one-dimensional, or negative.
+        TypeError: norms are no numbers.
+        ValueError: norms are none, not one-dimensional, negative or not finite, or have no bound in float64.
 
     >>> fastxai.theory.weight_constant([2.0, 3.0])
     48.0
     """
-    return _terms(norms).sum().item()
+    n = _numbers(norms)
+    return _known(_terms(n).sum().item(), n)
 
 
 def hessian_bound(norms: Norms, slope: float, curvature: float, *, linear_head: bool = False) -> float:
@@ -62,16 +78,17 @@ def hessian_bound(norms: Norms, slope: float, curvature: float, *, linear_head: 
             factor S1. ([R] has one.)
 
     Raises:
-        ValueError: norms are none, not one-dimensional, or negative; slope or curvature is negative or not finite.
+        TypeError, ValueError: as for ``weight_constant``; slope or curvature is negative or not finite.
 
     >>> fastxai.theory.hessian_bound([2.0, 3.0], 1.0, 0.25), fastxai.theory.hessian_bound([2.0], 1.0, 0.25)
     (12.0, 1.0)
     """
     for value, name in ((slope, "slope"), (curvature, "curvature")):
         _check.not_negative(value, name)
-    terms = _terms(norms)[: -1 if linear_head else None]
+    n = _numbers(norms)
+    terms = _terms(n)[: -1 if linear_head else None]
     powers = torch.arange(len(terms), dtype=torch.float64) + (len(terms) - 1)
-    return curvature * (terms * slope**powers).sum().item()
+    return _known(curvature * (terms * slope**powers).sum().item(), n)
 
 
 def softplus_bound(norms: Norms, beta: float, *, linear_head: bool = False) -> float:
@@ -108,10 +125,10 @@ def relu_bound(norms: Norms, kinks: int) -> float:
             winner (``segment_kinks(...).weighted``, ``count_kinks``).
 
     Raises:
-        ValueError: norms are none, not one-dimensional, or negative; kinks is no int or negative.
+        TypeError, ValueError: as for ``weight_constant``; kinks is no int or negative.
 
     >>> fastxai.theory.relu_bound([2.0, 3.0], 4)
     12.0
     """
-    terms = _terms(norms)
-    return math.sqrt(count(kinks, "kinks", 0)) * terms[-1].sqrt().item()
+    n = _numbers(norms)
+    return _known(math.sqrt(count(kinks, "kinks", 0)) * n.prod().item(), n)

@@ -30,6 +30,8 @@ __all__ = [
 
 # A tangent space needs two dimensions around it.
 _LEAST = 2
+# Roundings, relative to a direction, that count as no tangent part of it.
+_TINY = 4
 
 
 def _frame(net: Net, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +169,8 @@ def level_curve(
         Points [T + 1, N, ...], the first of them x.
 
     Raises:
-        TypeError, ValueError: as for ``normal``; direction does not fit x, length is not finite and positive.
+        TypeError, ValueError: as for ``normal``; direction does not fit x, is not finite, zero or along the normal at
+            x; length is not finite and positive.
 
     >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)))
     >>> fastxai.theory.level_curve(net, torch.rand(2, 6), torch.rand(2, 6), 0.1, 0, steps=3).shape
@@ -175,8 +178,13 @@ def level_curve(
     """
     x, target = prepare(net, x, target, least=_LEAST)
     u = _check.same_place(_check.tensor(direction, "direction"), "direction", x, "x").detach()
-    u = _check.shape(u, "direction", tuple(x.shape)).flatten(1)
+    u = _check.finite_samples(_check.shape(u, "direction", tuple(x.shape)), "direction", "be finite").flatten(1)
     h = _check.positive(length, "length") / count(steps, "steps")
+    tiny = _TINY * torch.finfo(u.dtype).eps * u.shape[1] ** 0.5
+    # False for NaN, where there is no level surface.
+    short = row_norm(_tangent(u, _frame(net, x, target)[0])) <= tiny * row_norm(u)
+    wrong = short.nonzero()[:, 0].tolist()
+    _check.require(not wrong, "direction", "be neither zero nor along the normal", f"that for samples {wrong}")
     level = net.value_and_gradient(x, target)[0]
 
     def velocity(flat: Tensor) -> Tensor:
@@ -220,7 +228,7 @@ class LevelChange:
 
     @property
     def ratio(self) -> Tensor:
-        """The change over its bound, [N]."""
+        """The change over its bound, [N]; NaN where both are 0."""
         return self.change / self.bound
 
 
@@ -240,7 +248,7 @@ def level_change(
         seed: of its starting vectors.
 
     Raises:
-        TypeError, ValueError: as for ``normal``; points hold no curve.
+        TypeError, ValueError: as for ``normal``; points hold no curve, samples or steps are too few.
 
     >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)))
     >>> curve = fastxai.theory.level_curve(net, torch.rand(2, 6), torch.rand(2, 6), 0.1, 0)
@@ -252,6 +260,7 @@ def level_change(
     x, target = prepare(net, points[0], target, "points", _LEAST)
     points = points.detach()
     count(samples, "samples", 2)
+    count(steps, "steps")
     ends = torch.stack([_frame(net, end, target)[0] for end in (x, points[-1])])
     each = x.numel() * x.element_size()
     chosen = points[torch.linspace(0, len(points) - 1, min(samples, len(points)), dtype=torch.float64).round().long()]

@@ -46,8 +46,9 @@ def interchange_beta(model: nn.Module, beta_from: float, beta_to: float) -> nn.M
 
     Raises:
         TypeError: model is no module.
-        ValueError: a beta is not finite and positive, the model's softplus has another one, torch.fx cannot trace the
-            model, or it has an operation that does not commute with a positive factor, such as a batch norm.
+        ValueError: a beta is not finite and positive, the two are so far apart that weights overflow, the model's
+            softplus has another one, torch.fx cannot trace the model, or it has an operation that does not commute with
+            a positive factor, such as a batch norm.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Softplus(10), torch.nn.Linear(4, 2))
     >>> x, other = torch.rand(5, 3), fastxai.theory.interchange_beta(model, 10, 1)
@@ -56,6 +57,7 @@ def interchange_beta(model: nn.Module, beta_from: float, beta_to: float) -> nn.M
     """
     _check.require(isinstance(model, nn.Module), "model", "be a torch.nn.Module", type(model).__name__, TypeError)
     ratio = _check.positive(beta_from, "beta_from") / _check.positive(beta_to, "beta_to")
+    _check.positive(ratio, "beta_from / beta_to")
     model = copy.deepcopy(model)
     try:
         graph = fx.Tracer().trace(model)
@@ -72,6 +74,8 @@ def interchange_beta(model: nn.Module, beta_from: float, beta_to: float) -> nn.M
                 if tensor is not None:
                     done.add(id(tensor))
                     tensor.mul_(scale)
+                    finite = bool(tensor.isfinite().all())
+                    _check.require(finite, "beta_from / beta_to", f"keep the weights of {layer} finite", ratio)
     for module in modules.values():
         if isinstance(module, nn.Softplus):
             module.beta = beta_to

@@ -171,12 +171,13 @@ def _joints(samples: list[LayerSample]) -> list[list[Node]]:
 
 
 def closing_layers(net: Net, x: Tensor) -> tuple[list[LayerSample], Tensor]:
-    """Return (every layer at an input of the shape of x [N, ...], scores [1, K]) of a net whose last layer gives them.
+    """Return (every layer at some input of x's shape [N, ...], scores [1, K]) of a net whose last layer gives them.
 
     Raises:
         ValueError: something else makes the scores.
     """
-    one = x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
+    # Not x itself, of which the shape matters alone: it may be uninitialised.
+    one = starts(x.new_empty(1, *x.shape[1:]), 0, None)(0).view(1, *x.shape[1:])
     samples, scores = list(net.layers(one)), net(one)
     head = samples[-1].outputs if samples else None
     last = head is not None and head.shape == scores.shape and torch.allclose(head, scores, rtol=1e-4, atol=1e-5)
@@ -236,7 +237,8 @@ def layer_norms(
 
 def _classes(target: int | Tensor, scores: Tensor) -> Tensor:
     """Return the target as a LongTensor [] or [K] on the scores' device, its range checked."""
-    whole = isinstance(target, int) or (isinstance(target, Tensor) and not target.is_floating_point())
+    number = isinstance(target, int) and not isinstance(target, bool)
+    whole = number or (isinstance(target, Tensor) and not (target.is_floating_point() or target.dtype == torch.bool))
     _check.require(whole, "target", "be None, an int or a LongTensor [K]", target, TypeError)
     index = torch.as_tensor(target, device=scores.device)
     inside = index.dim() < 2 and bool(((index >= 0) & (index < scores.shape[1])).all())

@@ -23,6 +23,12 @@ from fastxai.theory.spectrum import frobenius_norm, spectral_norm
 __all__ = ["PathChange", "path_change", "path_length"]
 
 
+# A segment is 1/4096 then: what is still missed is a jump.
+_HALVINGS = 12
+# Halves that miss more than their segment did by this factor meet roundings: a jump stays what it is.
+_WORSE = 1.5
+
+
 @dataclass(frozen=True)
 class PathChange:
     """Every link of the chain, per sample [N] unless said otherwise.
@@ -56,12 +62,12 @@ class PathChange:
 
     @property
     def closure(self) -> Tensor:
-        """||integral - change|| / ||change||, [N]: how far [R] eq. 4 is missed."""
+        """||integral - change|| / ||change||, [N]: how far [R] eq. 4 is missed; NaN where both are 0."""
         return row_norm((self.integral - self.change).flatten(1)) / self.moved
 
     @property
     def ratios(self) -> dict[str, Tensor]:
-        """Each link over the next, [N] each: the nearer to 1, the tighter.
+        """Each link over the next, [N] each: the nearer to 1, the tighter; NaN where both are 0.
 
         The first holds whatever the net: the map moves by the integral and the jumps at most. The others are at most 1
         but for the error of ||H||_F; the last is the whole chain as printed, which needs a net without jumps.
@@ -74,7 +80,7 @@ class PathChange:
         return {**links, "change / Frobenius": self.moved / (self.frobenius * self.length)}
 
     def __str__(self) -> str:
-        """Return the chain, as medians over the batch."""
+        """Return the chain, as medians over the batch; NaN of an empty one."""
         rows = {
             "||h(x_T) - h(x_0)||": self.moved,
             "int ||H gamma'||": self.total,
@@ -86,7 +92,8 @@ class PathChange:
             "eq. 4 missed by": self.closure,
             **self.ratios,
         }
-        return "\n".join(f"{name:<27} {value.double().quantile(0.5):.3g}" for name, value in rows.items())
+        medians = {name: value.double().quantile(0.5) if len(value) else torch.nan for name, value in rows.items()}
+        return "\n".join(f"{name:<27} {value:.3g}" for name, value in medians.items())
 
 
 def _points(points: Tensor, net: Net, target: Target) -> tuple[Tensor, Tensor]:
@@ -103,10 +110,15 @@ def path_length(points: Tensor) -> Tensor:
     Args:
         points: [T, N, ...].
 
+    Raises:
+        TypeError: points are no floating point tensor.
+        ValueError: they have another shape.
+
     >>> fastxai.theory.path_length(torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]], [[3.0, 5.0]]]))
     tensor([6.])
     """
-    return row_norm(_check.tensor(points, "points").flatten(2).diff(dim=0)).sum(0)
+    _check.require(_check.tensor(points, "points").dim() >= 3, "points", "have shape [T, N, ...]", list(points.shape))
+    return row_norm(points.flatten(2).diff(dim=0)).sum(0)
 
 
 def path_change(
@@ -118,6 +130,7 @@ def path_change(
     samples: int = 4,
     steps: int = 32,
     probes: int | None = 32,
+    tolerance: float | None = None,
 ) -> PathChange:
     """Measure every link of [R]'s chain (eq. 4 and 5) along the polyline through stored images.
 
@@ -134,6 +147,9 @@ def path_change(
         samples: at how many nodes of each sample the norms are taken; at most all.
         steps: Lanczos steps for ||H||_2.
         probes: for ||H||_F; None: exact.
+        tolerance: halve segments until ``jumps`` is at most this share of the map's change, which [R] eq. 4 then misses
+            by no more. At jumps of the map itself, and where rounding is all that is missed, halving ends before. None
+            takes the segments as they are.
 
     Raises:
         TypeError: net is no compiled net, points no floating point tensor, target no integer.
@@ -145,44 +161,147 @@ def path_change(
     (True, True)
     """
     flat, target = _points(points, net, target)
-    n, shape = flat.shape[1], points.shape[2:]
-    segments = flat.diff(dim=0)
-    lengths = row_norm(segments)
-    z, w = np.polynomial.legendre.leggauss(count(nodes, "nodes"))
-    at = ((1 + z) / 2).tolist()
-    h = torch.cat(
-        [
-            net.gradient(points[part].detach().flatten(0, 1), target.repeat(part.stop - part.start))
-            for part in pieces(len(points), flat[0].numel() * flat.element_size())
-        ]
-    ).view_as(flat)
-    rest, integral, total, gains = h.diff(dim=0), torch.zeros_like(flat[0]), torch.zeros_like(lengths[0]), []
-    for t, weight in zip(at, (w / 2).tolist(), strict=True):
-        for part in pieces(len(segments), 4 * flat[0].numel() * flat.element_size()):
-            d = segments[part]
-            x = (flat[part] + t * d).flatten(0, 1).unflatten(1, shape)
-            hd = flat_hvp(net, x, target.repeat(len(d)))(d.flatten(0, 1)).view_as(d)
-            rest[part] -= weight * hd
-            integral += weight * hd.sum(0)
-            total += weight * row_norm(hd).sum(0)
-            gains.append(torch.where(lengths[part] > 0, row_norm(hd) / lengths[part], 0))
-    gain, best = torch.cat(gains).topk(min(count(samples, "samples"), len(segments) * nodes), dim=0)
-    which = (best % len(segments))[:, :, None].expand(-1, -1, flat.shape[2])
-    position = torch.tensor(at, dtype=flat.dtype, device=flat.device)[best // len(segments)]
-    x = torch.addcmul(flat.gather(0, which), position[:, :, None], segments.gather(0, which))
-    x = x.flatten(0, 1).unflatten(1, shape)
-    classes = target.repeat(len(best))
-    spectral = spectral_norm(net, x, classes, steps=steps).value.view_as(gain)
-    frobenius = frobenius_norm(net, x, classes, probes=probes)
-    largest, place = frobenius.value.view_as(gain).max(0)
+    path = _Path(net, target, points.shape[2:], count(nodes, "nodes"), count(samples, "samples"), flat[0])
+    if tolerance is not None:
+        _check.positive(tolerance, "tolerance")
+    n, h = flat.shape[1], path.maps(flat.flatten(0, 1), target.repeat(len(flat))).view_as(flat)
+    change, lengths = h[-1] - h[0], row_norm(flat.diff(dim=0))
+    sample = torch.arange(n, device=flat.device).repeat(len(flat) - 1)
+    segments = _Segments(*(part.flatten(0, 1) for part in (flat[:-1], flat[1:], h[:-1], h[1:])), sample)
+    spare = None if tolerance is None else tolerance * row_norm(change)
+    for halving in range(_HALVINGS + 1):
+        segments = path.add(segments, None if halving == _HALVINGS else spare)
+        if not len(segments.sample):
+            break
+        segments = segments.halved(path)
+    spectral, frobenius, error = path.norms(steps, probes)
     return PathChange(
-        change=(h[-1] - h[0]).reshape(n, *shape),
-        integral=integral.reshape(n, *shape),
-        total=total,
-        jumps=row_norm(rest).sum(0),
+        change=change.view_as(points[0]),
+        integral=path.integral.view_as(points[0]),
+        total=path.total,
+        jumps=path.jumps,
         length=lengths.sum(0),
         distance=row_norm(flat[-1] - flat[0]),
-        spectral=torch.maximum(spectral, gain).amax(0),
-        frobenius=largest,
-        frobenius_error=frobenius.error.view_as(gain).gather(0, place[None])[0],
+        spectral=spectral,
+        frobenius=frobenius,
+        frobenius_error=error,
     )
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """S segments of paths: ends [S, D], maps there [S, D], whose they are [S].
+
+    ``parent`` [S / 2] is what the integral missed of the segments whose halves these are, first halves first.
+    """
+
+    start: Tensor
+    end: Tensor
+    first: Tensor
+    last: Tensor
+    sample: Tensor
+    parent: Tensor | None = None
+
+    def rows(self, which: Tensor, missed: Tensor) -> _Segments:
+        """Return some segments, ready to be halved; ``missed`` [S] of all."""
+        parts = (part[which] for part in (self.start, self.end, self.first, self.last, self.sample, missed))
+        return _Segments(*parts)
+
+    def halved(self, path: _Path) -> _Segments:
+        middle = (self.start + self.end) / 2
+        between = path.maps(middle, path.target[self.sample])
+        halves = ((self.start, middle), (middle, self.end), (self.first, between), (between, self.last))
+        return _Segments(*map(torch.cat, halves), self.sample.repeat(2), self.parent)
+
+
+class _Path:
+    """The sums over segments so far, and where the Hessian gains most."""
+
+    def __init__(
+        self, net: Net, target: Tensor, shape: tuple[int, ...], nodes: int, samples: int, like: Tensor
+    ) -> None:
+        self.net, self.target, self.shape, self.samples = net, target, shape, samples
+        z, w = np.polynomial.legendre.leggauss(nodes)
+        self.nodes = list(zip(((1 + z) / 2).tolist(), (w / 2).tolist(), strict=True))
+        self.integral = torch.zeros_like(like)
+        self.total, self.jumps = (like.new_zeros(len(like)) for _ in range(2))
+        # Candidates for the norms: images [M, D], ||H gamma'|| / ||gamma'|| and samples [M], at most so many a sample.
+        self.best = like[:0], like.new_zeros(0), target[:0]
+
+    def maps(self, x: Tensor, classes: Tensor) -> Tensor:
+        """Return h at images [M, D]."""
+        found = [
+            self.net.gradient(x[part].unflatten(1, self.shape), classes[part]).flatten(1)
+            for part in pieces(len(x), x[:1].numel() * x.element_size())
+        ]
+        return torch.cat([x[:0], *found])
+
+    def add(self, segments: _Segments, spare: Tensor | None) -> _Segments:
+        """Add those segments of whose changes the integrals miss least, and return the others.
+
+        At most half of ``spare`` [N] is missed, and taken from it; None adds all segments.
+        """
+        each = 6 * segments.start[:1].numel() * segments.start.element_size()
+        found = [self._integrated(segments, part) for part in pieces(len(segments.sample), each)]
+        sample, none = segments.sample, (segments.start[:0], self.total[:0])
+        integral, total = (torch.cat(parts) for parts in zip(none, *found, strict=True))
+        missed = row_norm(segments.last - segments.first - integral)
+        over = torch.zeros_like(sample, dtype=torch.bool)
+        if spare is not None:
+            over = _running(missed, sample) > spare[sample] / 2
+            if segments.parent is not None:
+                over &= (missed.view(2, -1).sum(0) <= _WORSE * segments.parent).repeat(2)
+            spare -= torch.zeros_like(spare).index_add_(0, sample, missed.masked_fill(over, 0))
+            spare.clamp_(min=0)
+        kept = (~over).nonzero()[:, 0]
+        for sums, values in ((self.integral, integral), (self.total, total), (self.jumps, missed)):
+            sums.index_add_(0, sample[kept], values[kept])
+        return segments.rows(over.nonzero()[:, 0], missed)
+
+    def _integrated(self, segments: _Segments, part: slice) -> tuple[Tensor, Tensor]:
+        """Return int H gamma' [S, D] and int ||H gamma'|| [S] of some segments."""
+        start, sample = segments.start[part], segments.sample[part]
+        d = segments.end[part] - start
+        length, integral, total = row_norm(d), torch.zeros_like(d), torch.zeros_like(d[:, 0])
+        for t, weight in self.nodes:
+            x = torch.add(start, d, alpha=t)
+            hd = flat_hvp(self.net, x.unflatten(1, self.shape), self.target[sample])(d)
+            size = row_norm(hd)
+            integral, total = integral + weight * hd, total + weight * size
+            self._consider(x, torch.where(length > 0, size / length, 0), sample)
+        return integral, total
+
+    def _consider(self, x: Tensor, gain: Tensor, sample: Tensor) -> None:
+        """Keep the largest gains of every sample, and where they are."""
+        x, gain, sample = (torch.cat(pair) for pair in zip(self.best, (x, gain, sample), strict=True))
+        kept = _largest(gain, sample, self.samples)
+        self.best = x[kept], gain[kept], sample[kept]
+
+    def norms(self, steps: int, probes: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return max ||H||_2, max ||H||_F and its standard error, [N] each."""
+        x, gain, sample = self.best
+        x, classes, zeros = x.unflatten(1, self.shape), self.target[sample], torch.zeros_like(self.total)
+        spectral = torch.maximum(spectral_norm(self.net, x, classes, steps=steps).value, gain)
+        frobenius = frobenius_norm(self.net, x, classes, probes=probes)
+        top = _largest(frobenius.value, sample, 1)
+        found = (zeros.index_copy(0, sample[top], value[top]) for value in (frobenius.value, frobenius.error))
+        return zeros.scatter_reduce(0, sample, spectral, "amax"), *found
+
+
+def _running(values: Tensor, sample: Tensor) -> Tensor:
+    """Return for each value the sum of those of its sample that are no larger, itself included."""
+    order = values.argsort()
+    order = order[sample[order].argsort(stable=True)]
+    owner, sums = sample[order], values[order].double().cumsum(0)
+    before = torch.searchsorted(owner, owner)
+    ahead = torch.where(before > 0, sums[(before - 1).clamp(min=0)], 0)
+    return torch.empty_like(values).index_copy(0, order, (sums - ahead).to(values.dtype))
+
+
+def _largest(values: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Return where the ``count`` largest values of every sample are, samples in order."""
+    order = values.argsort(descending=True)
+    order = order[sample[order].argsort(stable=True)]
+    owner = sample[order]
+    first = torch.searchsorted(owner, owner)
+    return order[torch.arange(len(owner), device=owner.device) - first < count]

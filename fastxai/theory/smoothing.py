@@ -71,7 +71,7 @@ def smoothed_gradient(x: Tensor, w: Tensor, beta: float) -> Tensor:
 
     Args:
         x: inputs [N, D].
-        w: weights of the one layer [D], not all zero.
+        w: weights of the one layer [D], finite and not all zero.
         beta: of the noise density p_beta.
 
     Returns:
@@ -79,12 +79,15 @@ def smoothed_gradient(x: Tensor, w: Tensor, beta: float) -> Tensor:
 
     Raises:
         TypeError: x or w is no floating point tensor.
-        ValueError: shapes, dtypes or devices do not fit, beta is not finite and positive.
+        ValueError: shapes, dtypes or devices do not fit, w is zero or not finite, beta is not finite and positive.
 
     >>> fastxai.theory.smoothed_gradient(torch.zeros(1, 2), torch.tensor([3.0, 4.0]), 1.0)
     tensor([[1.5000, 2.0000]])
     """
     _check.require(_check.tensor(x, "x").dim() == 2, "x", "have shape [N, D]", list(x.shape))
     _check.shape(_check.same_place(_check.tensor(w, "w"), "w", x, "x"), "w", (x.shape[1],))
-    sharpness = _check.positive(beta, "beta") / torch.linalg.vector_norm(w)
-    return torch.sigmoid(sharpness * (x @ w))[:, None] * w
+    # In float64, where no square of a float32 number is 0 or infinite.
+    wide = w.double()
+    length = torch.linalg.vector_norm(wide)
+    _check.require(0 < length.item() < math.inf, "w", "be finite and not all zero", f"a norm of {length.item():.4g}")
+    return torch.sigmoid(_check.positive(beta, "beta") * (x @ (wide / length).to(w.dtype)))[:, None] * w

@@ -217,6 +217,7 @@ def test_argument_errors():
         ({}, (x.long(),), {}, TypeError, "x must have a floating point dtype"),
         ({}, (x * 5,), {}, ValueError, "x must lie within the bounds"),
         ({"bounds": ([0.0] * 2, [1.0] * 2)}, (x,), {}, ValueError, "bounds must be numbers or 3 values"),
+        ({"bounds": ("a", 1.0)}, (x,), {}, ValueError, r"bounds must be numbers or 3 values .*, got .a."),
         ({}, (x, 5), {}, ValueError, r"y must lie in 0 \.\. 4, got 5 \.\. 5"),
         ({}, (x, torch.rand(3)), {}, TypeError, "y must hold integers"),
         ({}, (x, torch.zeros(3, dtype=torch.bool)), {}, TypeError, "y must hold integers, got torch.bool"),

@@ -298,6 +298,7 @@ def test_a_piecewise_linear_network_without_beta_warns():
     ("change", "message"),
     [
         ({"steps": 0}, "steps must be a positive int, got 0"),
+        ({"steps": True}, "steps must be a positive int, got True"),
         ({"lr": -1.0}, "lr must be finite and positive, got -1.0"),
         ({"beta": (10.0, 0.0)}, "beta must be finite and positive, got 0.0"),
         ({"beta": (1.0, 2.0, 3.0)}, "beta must be"),
@@ -305,7 +306,13 @@ def test_a_piecewise_linear_network_without_beta_warns():
         ({"output": "probability"}, "output must be one of 'softmax', 'logits'"),
         ({"optimizer": "lbfgs"}, "optimizer must be one of 'adam', 'descent'"),
         ({"bounds": (0.0,)}, "bounds must be"),
+        ({"bounds": None}, r"bounds must be \(lowest, highest\), got None"),
+        ({"bounds": "01"}, "bounds must be"),
         ({"judge_every": 0}, "judge_every must be a positive int"),
+        ({"judge_every": True}, "judge_every must be a positive int"),
+        ({"stop": "a"}, r"stop must be a correlation, -1 \.\. 1, got a"),
+        ({"stop": True}, "stop must be a correlation"),
+        ({"stop": 1.5}, "stop must be a correlation"),
     ],
 )
 def test_setting_errors(change, message):
@@ -336,6 +343,7 @@ def test_input_errors():
         (x, target_map.float(), "target_map must have x's dtype"),
         (x, zero, "target_map must have a positive sum in every sample"),
         (x, -target_map, "target_map must have a positive sum in every sample"),
+        (x, target_map - target_map.mean() / 2, r"target_map must not be negative, as sums of \|\.\| are not, got -"),
         (x, infinite, "target_map must be finite"),
         (x + 5, target_map, "x must lie within the bounds"),
         (x * float("nan"), target_map, "x must lie within the bounds"),

@@ -120,6 +120,8 @@ def test_bounds_and_step_follow_the_space():
     assert high == pytest.approx([(1 - m) / s for m, s in zip(MEAN, STD, strict=True)])
     given = Manipulation.preset(explainer("Gradient"), "imagenet", mean=[0.5] * 3, std=[0.25] * 3)
     assert given.bounds == ([-2.0] * 3, [2.0] * 3)
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    assert Manipulation.preset(explainer("Gradient"), "cifar10", mean=mean, std=std).bounds == given.bounds
     images = explainer("Gradient", fastxai.compile(cnn(), mean=MEAN, std=STD))
     attack = Manipulation.preset(images, "imagenet")
     assert attack.bounds == (0.0, 1.0) and attack.lr == pytest.approx(1e-3 * sum(STD) / 3)
@@ -150,6 +152,11 @@ def test_errors():
         (lambda: preset(SmoothGrad(explainer("beta+Gradient")), "imagenet"), ValueError, "got BetaSmoothing"),
         (lambda: preset(explainer("Gradient"), "cifar10"), ValueError, "mean, std must be given"),
         (lambda: preset(explainer("Gradient"), "imagenet", std=[0.0] * 3), ValueError, "std positive"),
+        (lambda: preset(explainer("Gradient"), "imagenet", std=[float("inf")] * 3), ValueError, "one finite number"),
+        (lambda: preset(explainer("Gradient"), "imagenet", mean=[float("nan")] * 3), ValueError, "mean, std must be"),
+        (lambda: preset(explainer("Gradient"), "imagenet", mean=[]), ValueError, "mean, std must be given"),
+        (lambda: preset(explainer("Gradient"), "imagenet", mean=0.5), ValueError, r"mean, std .*, got \(0\.5, None\)"),  # type: ignore[arg-type]
+        (lambda: preset(explainer("Gradient"), "imagenet", mean="abc"), ValueError, "mean, std must be given"),  # type: ignore[arg-type]
         (lambda: preset(explainer("Gradient"), "imagenet", speed=3), TypeError, "speed"),
         (
             lambda: preset(explainer("Gradient", fastxai.compile(cnn(), mean=MEAN)), "imagenet", mean=MEAN, std=STD),

@@ -46,6 +46,17 @@ def test_smoothness_is_the_filters():
     assert (white * white.roll(1, 2)).mean().abs() < 0.01 * white.square().mean()
 
 
+@pytest.mark.parametrize("smooth", [32.0, 45.0, 1e3, 1e308])
+def test_the_smoothest_noise_is_the_longest_waves(smooth):
+    """Of sides 32 and 24 that is cos(2 pi y / 32 + phase), with any phase."""
+    z = target_maps.random((3, 32, 24), 3, smooth).double().log()
+    z = z - z.mean((1, 2), keepdim=True)
+    assert z.square().mean((1, 2)).tolist() == pytest.approx([1.0] * 3, rel=1e-4)
+    power = torch.fft.fft2(z).abs().square()
+    assert bool((power[:, [1, -1], 0].sum(1) > 0.999 * power.sum((1, 2))).all())
+    assert not torch.allclose(z[0], z[1], atol=1e-2)
+
+
 def test_shapes_are_where_they_were_drawn():
     h = target_maps.rectangle((2, 10, 20), (0.2, 0.5, 0.6, 0.75))
     assert is_target(h, (2, 10, 20)) and bool((h[:, 2:6, 10:15] == 1 / 20).all()) and h.count_nonzero() == 40
@@ -68,6 +79,12 @@ def test_masks_from_tensors_and_files(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "corner.png")
     h = target_maps.mask((1, 8, 8), tmp_path / "corner.png")
     assert bool((h[0, :4, 4:] == 1 / 16).all()) and h.count_nonzero() == 16
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float16, 6e4), (torch.float32, 3e38), (torch.float64, 1e308)])
+def test_masks_of_large_values_have_sum_one(dtype, value):
+    h = target_maps.mask((2, 8, 8), torch.full((8, 8), value, dtype=dtype))
+    assert h.dtype == dtype and bool((h == 1 / 64).all())
 
 
 def test_text_fills_its_image_and_differs():
@@ -112,16 +129,34 @@ def test_they_are_ready_for_perturb(h):
     [
         (lambda: target_maps.uniform((2, 3)), ValueError, r"size must be \(N, H, W\), got \(2, 3\)"),
         (lambda: target_maps.uniform((2, 0, 3)), ValueError, "size must be"),
+        (lambda: target_maps.uniform(None), ValueError, r"size must be \(N, H, W\), got None"),  # type: ignore[arg-type]
+        (lambda: target_maps.uniform((True, 3, 3)), ValueError, "size must be"),
+        (lambda: target_maps.rectangle((1, 9, 9), (0, 0, 1)), ValueError, r"box must be .*, got \(0, 0, 1\)"),  # type: ignore[arg-type]
+        (lambda: target_maps.rectangle((1, 9, 9), (0, 0, 1, np.nan)), ValueError, "box must be .*finite numbers, got"),
+        (lambda: target_maps.rectangle((1, 9, 9), ("a", 0, 1, 1)), ValueError, "box must be .*finite numbers, got"),  # type: ignore[arg-type]
+        (lambda: target_maps.rectangle((1, 9, 9), (0, 0, 0, 1)), ValueError, "box, frame must hold the centre of a"),
+        (lambda: target_maps.rectangle((1, 9, 9), (0, 0, 1, 1), frame=np.nan), ValueError, "frame must be finite and"),
+        (lambda: target_maps.disc((1, 9, 9), (0.5,)), ValueError, r"centre must be .*, got \(0\.5,\)"),  # type: ignore[arg-type]
+        (lambda: target_maps.disc((1, 9, 9), (9, 9)), ValueError, r"centre, radius must .*\(\(9, 9\), 0\.25\)"),
+        (lambda: target_maps.disc((1, 9, 9), radius=-0.25), ValueError, "radius must be finite and positive, got -"),
+        (lambda: target_maps.mask((1, 2, 2), np.ones((2, 2))), TypeError, "drawn must be a tensor .*, got ndarray"),  # type: ignore[arg-type]
         (lambda: target_maps.mask((1, 2, 2), torch.zeros(2, 2)), ValueError, "drawn must have something above 0"),
-        (lambda: target_maps.mask((1, 2, 2), -torch.ones(2, 2)), ValueError, "drawn must be finite and not negative"),
+        (lambda: target_maps.mask((1, 2, 2), -torch.eye(2)), ValueError, r"drawn must be finite .* -1\.0 \.\. -?0\.0"),
         (lambda: target_maps.mask((1, 2, 2), torch.ones(2, 3)), ValueError, r"drawn must have shape \[2, 2\] or"),
         (lambda: target_maps.mask((1, 2, 2), "nowhere.png"), FileNotFoundError, "drawn must name an existing image"),
         (lambda: target_maps.mask((1, 2, 2), __file__), ValueError, "drawn must name an image that Pillow can read"),
         (lambda: target_maps.text((2, 9, 9), ["a"]), ValueError, "words must be one or 2, got 1"),
         (lambda: target_maps.text((2, 9, 9), " "), ValueError, "words must show something"),
-        (lambda: target_maps.disc((1, 9, 9), radius=0.0), ValueError, "drawn must have something above 0"),
+        (lambda: target_maps.text((1, 9, 9), None), TypeError, "words must be a str .*, got None"),  # type: ignore[arg-type]
+        (lambda: target_maps.text((1, 9, 9), [3]), TypeError, r"words must be a str .*, got \[3\]"),  # type: ignore[list-item]
+        (lambda: target_maps.disc((1, 9, 9), radius=0.0), ValueError, "radius must be finite and positive"),
         (lambda: target_maps.random((1, 9, 9), smooth=-1), ValueError, "smooth must be finite and not negative"),
         (lambda: target_maps.random((2, 9, 9), index=torch.arange(3)), ValueError, r"index must have shape \[2\]"),
+        (lambda: target_maps.random((1, 9, 9), index=torch.ones(1)), TypeError, "index must hold integers, got torch"),
+        (lambda: target_maps.random((1, 9, 9), index=[1]), TypeError, r"index must be a torch\.Tensor, got list"),  # type: ignore[arg-type]
+        (lambda: target_maps.random((1, 9, 9), 1.5), TypeError, r"seed must be an int, got 1\.5"),  # type: ignore[arg-type]
+        (lambda: target_maps.of(torch.ones(1, 4), Gradient(cnn())), ValueError, r"images must have shape \[N, C, H"),
+        (lambda: target_maps.of(torch.ones(2, 3, 8, 8) / 0, Gradient(cnn())), ValueError, "images must be finite, got"),
         (lambda: target_maps.of(torch.zeros(1, 3, 8, 8), cnn()), TypeError, "explainer must be a fastxai explainer"),  # type: ignore[arg-type]
     ],
 )

@@ -148,6 +148,11 @@ def test_a_folder_holds_one_run(
         ("--images photos --only none --out x", "--only must be one of manipulation beta_sweep"),
         ("--report-only --out nothing-there", "there are no rows of geometry"),
         (f"{QUICK} --methods none --out x", "--methods must be all or some of gradient"),
+        ("--report-only --methods none --out whole", "--methods must be all or some of gradient"),
+        (
+            f"{QUICK} --methods lrp --only softplus --only chain --out x",
+            "--methods must be all or some of gradient for --only chain, got lrp",
+        ),
         (f"{QUICK} --methods pattern_attribution --out x", "--methods pattern_attribution needs --patterns FILE"),
         (f"{QUICK} --preset other --out x", "manipulation, gradient: data must be one of"),
         (f"{QUICK} --out photos/0.png", "--out photos/0.png"),
@@ -200,6 +205,9 @@ def test_rows_that_do_not_tell_their_patterns_stay_valid(here: Path) -> None:
         older.write(replace(row, key=key, config=config))
     before = rows("silent")
     assert call(f"study geometry {words} --out silent") == 0 and rows("silent") == before
+    # Made again for the sweep, they stay themselves.
+    assert call(f"study geometry {words} --only beta_sweep --out silent") == 0
+    assert {row.name for row in rows("silent", experiment="manipulation")} == {row.name for row in before}
 
 
 @pytest.mark.usefixtures("unreported", "unfit_lrp")
@@ -218,6 +226,8 @@ def test_the_same_rows_give_the_same_page(here: Path, whole: Path, capsys: pytes
     said = json.loads(capsys.readouterr().out)
     assert said["rows"]["manipulation"] == 4 and said["written"] == ["whole/report.html"]
     assert [line["method"] for line in said["summary"][0]] == ["Gradient", "LRP"]
+    mse = {name for name in said["summary"][0][0] if "MSE" in name}
+    assert mse == {"map: MSE", "image: MSE"} and len(said["summary"][0][0]) == 11
     assert (whole / "report.html").read_text() == before
 
 

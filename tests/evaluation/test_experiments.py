@@ -231,7 +231,7 @@ def test_flipping() -> None:
 
 def test_chain() -> None:
     settings = {**PRESET, "attack": {"steps": 6, "lr": 1e-2}, "betas": [2.0, 5.0], "points": 3}
-    settings |= {"nodes": 4, "samples": 4, "steps": 16, "probes": None}
+    settings |= {"nodes": 4, "samples": 4, "steps": 16, "probes": None, "tolerance": None}
     values = run("geometry_chain.chain", settings=settings).values
     assert values["betas"] == [2.0, 5.0]
     for name in ("moved", "total", "spectral", "frobenius", "length", "distance"):

@@ -47,7 +47,23 @@ def test_findings_put_chunks_together(store: ResultStore) -> None:
     assert found.common("e", "lrp", "x") == [1, 2] and found.settings("e", "lrp") == {"method": "lrp"}
     assert found.seconds("e", "lrp") == 2.0 and found.run == {"seed": 0}
     assert len(found.rows_of("e")) == 3 and found.paper == {}
+    assert found.counted("e") == "Gradient 1 pair, LRP 4 pairs"
     assert len(set(found.colours.values())) == 2
+
+
+def test_what_a_row_lacks_is_named_with_its_file(store: ResultStore) -> None:
+    found = Findings(store, "s", TITLES)
+    for wanted in (
+        lambda: found.over_pairs("e", "gradient", "w"),
+        lambda: found.common("e", "gradient", "w"),
+        lambda: found.every("e", "gradient", "w"),
+        lambda: found.settings("e", "gradient")["w"],
+    ):
+        with pytest.raises(ValueError, match=r"e-gradient-\w+\.json must hold w, got "):
+            wanted()
+    store.write(row("gradient", [4, 5], v=[7.0]))
+    with pytest.raises(ValueError, match=r"\.json must hold a list of 2 values as v, got \[7\.0\]"):
+        Findings(store, "s", TITLES).over_pairs("e", "gradient", "v")
 
 
 def test_pictures_are_those_kept(store: ResultStore) -> None:
@@ -124,7 +140,25 @@ def test_page_escapes_and_says_what_is_missing() -> None:
     text = report.page("<title>", "[M]", sections)
     assert "&lt;title&gt;" in text and "x &lt; y &amp; z" in text and "<td>&lt;c&gt;</td>" in text
     assert "<b>" not in text and "No rows yet of manipulation." in text
+    other = {"one": Section("Empty", ["manipulation"], missing="no <pictures>")}
+    text_of_other = report.page("t", "[M]", other)
+    assert "no &lt;pictures&gt;" in text_of_other and "No rows yet" not in text_of_other
     assert text.index('id="one"') < text.index('id="two"')
+
+
+def test_columns_of_a_table_have_names_of_their_own() -> None:
+    with pytest.raises(ValueError, match="head must name every column differently"):
+        Table(["map", "MSE", "MSE"], [])
+
+
+def test_pictures_that_are_not_kept_are_no_missing_rows(store: ResultStore) -> None:
+    file = store.write(Row("robustness", "pictures", {"model": "a"}))
+    built = report.build_sections(Findings(store, "robustness", TITLES), ["noisy_maps"])
+    said = report.page("t", "[R]", built)
+    assert f"Delete rows/{file.name} and run fastxai study robustness --only pictures" in said.replace(
+        store.folder.name, "rows"
+    )
+    assert "No rows yet" not in said
 
 
 def test_unknown_sections_are_refused(store: ResultStore) -> None:

@@ -315,9 +315,15 @@ def test_bad_arguments() -> None:
     for norms in ([], [[1.0]], 3.0):
         with pytest.raises(ValueError, match="norms must hold one number per layer"):
             theory.weight_constant(norms)  # type: ignore[arg-type]
-    for norms in ([-1.0], [math.nan]):
-        with pytest.raises(ValueError, match="norms must be zero or positive"):
+    for norms in ([-1.0], [math.nan], [math.inf, 0.0]):
+        with pytest.raises(ValueError, match="norms must be finite and not negative, got "):
             theory.relu_bound(norms, 1)
+    for norms in ("many", None, ["many"]):
+        with pytest.raises(TypeError, match="norms must hold one number per layer, got "):
+            theory.weight_constant(norms)  # type: ignore[arg-type]
+    for call in (theory.weight_constant, lambda norms: theory.softplus_bound(norms, 1.0)):
+        with pytest.raises(ValueError, match="norms must have a bound within float64's range"):
+            call([1e200, 1e200, 0.0])
     with pytest.raises(ValueError, match="slope must be finite and not negative, got -1"):
         theory.hessian_bound([1.0], -1.0, 1.0)
     with pytest.raises(ValueError, match="curvature must be finite and not negative, got inf"):
@@ -334,6 +340,14 @@ def test_bad_arguments() -> None:
         theory.layer_norms(net, x, 4)
     with pytest.raises(ValueError, match=r"target must be None or lie in 0 \.\. 3, got tensor"):
         theory.layer_norms(net, x, torch.tensor([0, -1]))
-    with pytest.raises(TypeError, match="target must be None, an int or a LongTensor"):
-        theory.layer_norms(net, x, torch.zeros(2))
-    assert torch.equal(theory.layer_norms(net, x[:0]), theory.layer_norms(net, x))
+    for target in (torch.zeros(2), True, torch.tensor([True])):
+        with pytest.raises(TypeError, match="target must be None, an int or a LongTensor"):
+            theory.layer_norms(net, x, target)
+    for other in (x[:0], torch.full_like(x, math.nan)):
+        assert torch.equal(theory.layer_norms(net, other), theory.layer_norms(net, x))
+        assert theory.smoothness(net, other) == theory.smoothness(net, x)
+
+
+def test_norms_whose_squares_leave_float64() -> None:
+    assert theory.relu_bound([1e-200], 4) == 2e-200 and theory.relu_bound([1e200], 4) == 2e200
+    assert theory.weight_constant([1e200, 1e200]) == math.inf

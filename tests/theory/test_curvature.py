@@ -11,6 +11,7 @@ import torch
 from theory.nets import SHAPE, SIZE, batch, dense, quadratic, smooth
 from torch import Tensor
 
+import fastxai
 from fastxai import theory
 
 TARGET = torch.tensor([1, 0, 3])
@@ -122,6 +123,25 @@ def test_without_a_gradient_there_is_no_surface() -> None:
     assert abs(s.values[1, 0] - 0.5) < 1e-12
     mean = theory.mean_curvature(net, x, 0).value
     assert mean[0].isnan() and abs(mean[1] - 0.5) < 1e-12
+    curve = theory.level_curve(net, x, torch.ones_like(x), 0.1, 0, steps=2)
+    assert curve[1:, 0].isnan().all() and curve[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("size", [4, 3072])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_curves_need_a_tangent_part_of_their_direction(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net, x = fastxai.compile(torch.nn.Linear(size, 2).to(dtype)), torch.rand(3, size, dtype=dtype)
+    n = theory.normal(net, x, 0)
+    u = torch.randn_like(x)
+    for wrong in (torch.zeros_like(x), n, -3 * n):
+        direction = torch.stack([u[0], wrong[1], u[2]])
+        with pytest.raises(ValueError, match=r"direction must be neither zero nor .*, got that for samples \[1\]"):
+            theory.level_curve(net, x, direction, 1.0, 0, steps=2)
+    with pytest.raises(ValueError, match=r"direction must be finite, got inf or nan for samples \[0, 1, 2\]"):
+        theory.level_curve(net, x, u / 0, 1.0, 0)
+    near = theory.level_curve(net, x, n + 1e-2 * u / u.norm(dim=1, keepdim=True), 1.0, 0, steps=2)
+    assert near.isfinite().all()
 
 
 def test_curve_stays_on_the_level_set_at_unit_speed() -> None:
@@ -194,3 +214,5 @@ def test_bad_arguments() -> None:
         theory.level_change(net, x[:1])
     with pytest.raises(ValueError, match="samples must be an int of at least 2"):
         theory.level_change(net, x[None].expand(2, *x.shape), samples=1)
+    with pytest.raises(ValueError, match="steps must be an int of at least 1, got all"):
+        theory.level_change(net, x[None].expand(2, *x.shape), steps="all")  # type: ignore[arg-type]

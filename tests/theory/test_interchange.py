@@ -170,3 +170,9 @@ def test_bad_arguments() -> None:
     for first, second, name in ((0.0, 1.0, "beta_from"), (1.0, float("inf"), "beta_to")):
         with pytest.raises(ValueError, match=f"{name} must be finite and positive"):
             theory.interchange_beta(mlp(1.0), first, second)
+    for first, second in ((1e300, 1e-300), (1e-300, 1e300)):
+        with pytest.raises(ValueError, match="beta_from / beta_to must be finite and positive"):
+            theory.interchange_beta(mlp(first), first, second)
+    for first, second in ((1e50, 1.0), (1e-50, 1.0)):
+        with pytest.raises(ValueError, match=r"beta_from / beta_to must keep the weights of Linear.* finite"):
+            theory.interchange_beta(mlp(first).float(), first, second)

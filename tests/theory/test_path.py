@@ -73,6 +73,36 @@ def test_equation_4_is_reached_as_nodes_are_added() -> None:
     assert (fine.jumps < 1e-7 * fine.total).all()
 
 
+def test_halving_meets_the_tolerance_and_no_more_than_that() -> None:
+    points, fine = polyline(), theory.path_change(smooth(), polyline(), TARGET, nodes=12)
+    for tolerance in (0.1, 1e-3, 1e-5):
+        got = theory.path_change(smooth(), points, TARGET, tolerance=tolerance, samples=3)
+        assert (got.jumps <= tolerance * got.moved * (1 + 1e-9)).all() and (got.closure <= tolerance).all()
+        assert (got.total / fine.total - 1).abs().max() < 2 * tolerance
+        assert (got.change - fine.change).abs().max() < 1e-12 and (got.length - fine.length).abs().max() < 1e-12
+        assert all((ratio < 1).all() for name, ratio in got.ratios.items() if "Frobenius" not in name)
+        for n in range(3):
+            one = theory.path_change(smooth(), points[:, n : n + 1], TARGET[n : n + 1], tolerance=tolerance, samples=3)
+            for name in ("integral", "total", "jumps", "spectral"):
+                assert (getattr(one, name)[0] - getattr(got, name)[n]).abs().max() < 1e-12, name
+    plain, loose = (theory.path_change(smooth(), points, TARGET, tolerance=t) for t in (None, 1e9))
+    assert torch.equal(plain.jumps, loose.jumps) and torch.equal(plain.integral, loose.integral)
+    still = theory.path_change(smooth(), points[[0, 0]], TARGET, tolerance=0.01)
+    assert (still.total == 0).all() and (still.jumps == 0).all()
+
+
+def test_halving_ends_at_a_jump() -> None:
+    """The jumps of max-pools are all that is left, each by itself where a segment has several."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)]
+    net = fastxai.compile(nn.Sequential(*layers).double(), activation="softplus", beta=2.0)
+    ways = ({"nodes": 48}, {"tolerance": 0.01}, {"tolerance": 0.003})
+    fine, halved, again = (theory.path_change(net, polyline(), 1, samples=1, **how) for how in ways)
+    assert (halved.jumps > 0.99 * fine.jumps).all() and (halved.jumps > 0.05 * halved.moved).all()
+    assert (again.jumps / halved.jumps - 1).abs().max() < 0.01
+    assert (halved.total / fine.total - 1).abs().max() < 0.02
+
+
 def test_every_link_holds_and_the_whole_is_their_product() -> None:
     got = theory.path_change(smooth(), polyline(), TARGET, nodes=6, steps=SIZE, probes=None)
     ratios = got.ratios
@@ -150,6 +180,8 @@ def test_small_batches(n: int) -> None:
     got = theory.path_change(smooth(), polyline()[:, :n], nodes=2)
     assert got.integral.shape == (n, *SHAPE) and got.closure.shape == (n,)
     assert all(r.shape == (n,) for r in got.ratios.values())
+    rows = str(got).splitlines()
+    assert len(rows) == 12 and all(row.endswith(" nan") == (n == 0) for row in rows)
 
 
 def test_strided_paths() -> None:
@@ -168,8 +200,13 @@ def test_bad_arguments() -> None:
         theory.path_change(net, [points])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="points must have a floating point dtype"):
         theory.path_length(points.long())
+    for shape in ((3, 2), (3,), ()):
+        with pytest.raises(ValueError, match=r"points must have shape \[T, N, ...\], got \["):
+            theory.path_length(torch.rand(shape))
     with pytest.raises(ValueError, match="nodes must be an int of at least 1, got 0"):
         theory.path_change(net, points, nodes=0)
+    with pytest.raises(ValueError, match="tolerance must be finite and positive, got 0"):
+        theory.path_change(net, points, tolerance=0)
     with pytest.raises(ValueError, match="samples must be an int of at least 1"):
         theory.path_change(net, points, samples=0)
     with pytest.raises(ValueError, match=r"target must have shape \[3\]"):

@@ -97,6 +97,14 @@ def test_densities_are_alike() -> None:
     assert distance < 0.05
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_only_the_direction_of_w_is_in_the_share(scale: float) -> None:
+    """Squares of these weights leave float32."""
+    x, w = torch.randn(3, 4), torch.randn(4)
+    got = theory.smoothed_gradient(x, scale * w, 2.0) / scale
+    torch.testing.assert_close(got, theory.smoothed_gradient(x, w, 2.0))
+
+
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_batches(n: int) -> None:
     assert theory.smoothed_gradient(torch.randn(n, 4), torch.randn(4), 1.0).shape == (n, 4)
@@ -115,5 +123,8 @@ def test_bad_arguments() -> None:
         theory.smoothed_gradient(torch.zeros(3), torch.zeros(3), 1.0)
     with pytest.raises(ValueError, match=r"w must have shape \[3\]"):
         theory.smoothed_gradient(torch.zeros(2, 3), torch.zeros(2), 1.0)
+    for value in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"w must be finite and not all zero, got a norm of {value:g}"):
+            theory.smoothed_gradient(torch.rand(2, 3), torch.full((3,), value), 1.0)
     with pytest.raises(ValueError, match="w must have x's dtype"):
         theory.smoothed_gradient(torch.zeros(2, 3), torch.zeros(3).double(), 1.0)

@@ -37,7 +37,8 @@ def sweep(findings: Findings, title: str, experiment: str, over: str, symbol: st
         ]
         if figures:
             compared = f"Smoothed map of the manipulated image beside the {said}."
-            blocks.append(Panels(figures, f"{compared} Lines: medians; bands: 10th to 90th percentile."))
+            lines = f"Lines: medians over {findings.counted(experiment)}; bands: 10th to 90th percentile."
+            blocks.append(Panels(figures, f"{compared} {lines}"))
     pictures = [
         p for method in findings.methods(experiment) if (p := _picture(findings, experiment, method, over, symbol))
     ]

@@ -24,6 +24,8 @@ BETA = "\N{GREEK SMALL LETTER BETA}"
 def build(findings: Findings) -> Section:
     """Return boxes of each link for each beta, and medians of what is lost from link to link."""
     methods = findings.methods(EXPERIMENT)
+    if not methods:
+        return Section("Curvature along the path", [EXPERIMENT])
     figures, rows = [], []
     for method in methods:
         for place, beta in enumerate(findings.common(EXPERIMENT, method, "betas")):
@@ -45,10 +47,12 @@ def build(findings: Findings) -> Section:
     said = (
         "Along the attack's path on the softplus network: the gradient moves by the integral and the jumps at most, "
         "and each link is below the next. Jumps are what the Hessian at the path's points does not see: max-pools that "
-        "change their winner, and the error of the quadrature."
+        "change their winner, and the error of the quadrature. "
+        f"Line: median over {findings.counted(EXPERIMENT)}; box: quartiles; whiskers: 10th and 90th percentile."
     )
-    table = Table([*head, "eq. 4 missed by"], rows, "Medians, quartiles in brackets; 1 is a tight link.")
-    return Section("Curvature along the path", [EXPERIMENT], [Panels(figures, said), table] if methods else [])
+    below = f"Medians over {findings.counted(EXPERIMENT)}, quartiles in brackets; 1 is a tight link."
+    table = Table([*head, "eq. 4 missed by"], rows, below)
+    return Section("Curvature along the path", [EXPERIMENT], [Panels(figures, said), table])
 
 
 def _boxes(title: str, links: dict[str, np.ndarray]) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastxai.report.blocks import Picture, Section
 from fastxai.report.draw import number
 from fastxai.report.findings import Findings
+from fastxai.report.sections import _pictures
 from fastxai.viz import Panel, Row, grid
 
 __all__ = ["build"]
@@ -16,18 +17,14 @@ def build(findings: Findings) -> Section:
     """Return for each kept pair a grid with one row a method."""
     kept = {method: findings.pictures(EXPERIMENT, method) for method in findings.methods(EXPERIMENT)}
     pairs = sorted({number for shown in kept.values() for number in shown})
-    return Section(
-        "Examples",
-        [EXPERIMENT],
-        [
-            Picture(
-                grid(
-                    [_row(findings, method, pair) for method in kept if pair in kept[method]], f"Pair {pair}", side=1.7
-                )
-            )
-            for pair in pairs
-        ],
-    )
+    blocks = [
+        Picture(
+            grid([_row(findings, method, pair) for method in kept if pair in kept[method]], f"Pair {pair}", side=1.7)
+        )
+        for pair in pairs
+    ]
+    first = [row for row in findings.rows_of(EXPERIMENT) if 0 in row.key["pairs"]]
+    return Section("Examples", [EXPERIMENT], blocks, _pictures.lost(findings, EXPERIMENT, first))
 
 
 def _row(findings: Findings, method: str, pair: int) -> Row:

@@ -26,15 +26,21 @@ def build(findings: Findings) -> Section:
         ]
         for method in methods
     ]
+    counted = findings.counted(EXPERIMENT, "image")
     return Section(
         "Pixel flipping",
         [EXPERIMENT],
         [
             Panels(
                 [_curves(findings, method) for method in methods],
-                "Share of images whose predicted class stands as the most relevant pixels become 0: lower is better.",
+                "Share of images whose predicted class stands as the most relevant pixels become 0: the lower the "
+                f"curve, the better the map. The random order is there for comparison. {counted}.",
             ),
-            Table(["method", *map(draw.smoothing, names)], rows, "Mean over the curve; the lower, the better the map."),
+            Table(
+                ["method", *map(draw.smoothing, names)],
+                rows,
+                f"Mean over the curve; the lower, the better the map; random is there for comparison. {counted}.",
+            ),
         ],
     )
 

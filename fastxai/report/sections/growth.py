@@ -32,7 +32,7 @@ def build(findings: Findings) -> Section:
                 draw.summary(findings.over_pairs(EXPERIMENT, method, f"{course}.best_{w}_mse"))
                 for w in ("image", "map")
             ),
-            f"{findings.over_pairs(EXPERIMENT, method, f'{course}.class_kept').mean():.0%}",
+            draw.share(findings.over_pairs(EXPERIMENT, method, f"{course}.class_kept")),
         ]
         for method in methods
         for course in findings.settings(EXPERIMENT, method)["courses"]
@@ -42,12 +42,14 @@ def build(findings: Findings) -> Section:
         [EXPERIMENT],
         [
             Panels(
-                figures, "Iterates of the attack, measured on the network as given. Bands: 10th to 90th percentile."
+                figures,
+                f"Iterates of the attack, measured on the network as given; {findings.counted(EXPERIMENT)}. "
+                "Lines: medians; bands: 10th to 90th percentile.",
             ),
             Table(
                 ["method", "beta", "image MSE", "map MSE", "class kept"],
                 rows,
-                "The best iterates; quartiles in brackets.",
+                f"The best iterates: medians over {findings.counted(EXPERIMENT)}, quartiles in brackets.",
             ),
         ],
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastxai.report.blocks import Block, Picture, Section
 from fastxai.report.draw import number
 from fastxai.report.findings import Findings
-from fastxai.report.sections import _networks
+from fastxai.report.sections import _networks, _pictures
 from fastxai.results import Row as Found
 from fastxai.viz import Panel, Row, grid
 
@@ -30,7 +30,8 @@ def build(findings: Findings) -> Section:
                 rows = kept.setdefault(image, [_images(tensors["images"][place], row)])
                 rows.append(_maps(tensors["maps"][place], row.values["pcc"][place], _networks.described(one)))
     blocks: list[Block] = [Picture(grid(kept[image], f"Image {image}", side=1.7)) for image in sorted(kept)]
-    return Section("Maps under noise", [EXPERIMENT], blocks)
+    lost = _pictures.lost(findings, EXPERIMENT, findings.rows_of(EXPERIMENT))
+    return Section("Maps under noise", [EXPERIMENT], blocks, lost)
 
 
 def _images(images: Tensor, row: Found) -> Row:

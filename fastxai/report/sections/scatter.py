@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -17,8 +19,10 @@ AGAINST = (("manipulation", "beta_smoothing"), ("manipulation", "smooth_grad"), 
 
 
 def build(findings: Findings) -> Section:
-    """Return scatter diagrams of two kinds of attack each, boxes of the smoothed one, and medians."""
-    blocks: list[Block] = []
+    """Return medians, scatter diagrams of two kinds of attack each, and boxes of the smoothed one."""
+    if not any(findings.methods(experiment) for experiment in EXPERIMENTS[1:]):
+        return Section("Attacks on smoothed maps", EXPERIMENTS[1:])
+    blocks: list[Block] = [_medians(findings)]
     for what, said in (
         ("map_to_target", "manipulated map and target map"),
         ("image", "manipulated and original image"),
@@ -27,32 +31,32 @@ def build(findings: Findings) -> Section:
             figure for metric in METRICS for x, y in AGAINST if (figure := _scatter(findings, x, y, what, metric))
         ]
         if figures:
-            blocks.append(
-                Panels(figures, f"Similarity of {said}, one point a pair. The attacks are on the maps named.")
-            )
-    if blocks and findings.methods("beta_smoothing"):
+            points = "one point a pair that both attacks have"
+            blocks.append(Panels(figures, f"Similarity of {said}, {points}. The attacks are on the maps named."))
+    if findings.methods("beta_smoothing"):
         figures = [compared(findings, "beta_smoothing", w, m) for w in ("map_to_target", "image") for m in METRICS]
-        blocks.append(Panels(figures, "Attacks on beta-smoothed maps, all methods."))
-    return Section("Attacks on smoothed maps", EXPERIMENTS[1:], [_medians(findings), *blocks] if blocks else [])
+        counted = findings.counted("beta_smoothing")
+        blocks.append(Panels(figures, f"Attacks on beta-smoothed maps, all methods; {counted}."))
+    return Section("Attacks on smoothed maps", EXPERIMENTS[1:], blocks)
 
 
-def _shared(findings: Findings, experiments: tuple[str, str], method: str, name: str) -> list[np.ndarray]:
-    """Return a value of the pairs that two experiments share, from each."""
-    found = []
-    both = set.intersection(*(set(findings.pairs(experiment, method)) for experiment in experiments))
-    for experiment in experiments:
-        values = findings.over_pairs(experiment, method, name)
-        found.append(values[[i for i, n in enumerate(findings.pairs(experiment, method)) if n in both]])
-    return found
+def _shared(findings: Findings, experiments: Sequence[str], method: str) -> set[int]:
+    """Return the pairs that all of some experiments have."""
+    return set.intersection(*(set(findings.pairs(experiment, method)) for experiment in experiments))
+
+
+def _values(findings: Findings, experiment: str, method: str, name: str, pairs: set[int]) -> np.ndarray:
+    """Return a value of some pairs."""
+    values = findings.over_pairs(experiment, method, name)
+    return values[[number in pairs for number in findings.pairs(experiment, method)]]
 
 
 def _scatter(findings: Findings, x: str, y: str, what: str, metric: str) -> Figure | None:
     groups = {}
     for method in findings.methods(x):
-        if method in findings.methods(y):
-            first, second = _shared(findings, (x, y), method, f"{what}.{metric}")
-            if len(first):
-                groups[findings.titles[method]] = first, second
+        if both := _shared(findings, (x, y), method):
+            first, second = (_values(findings, one, method, f"{what}.{metric}", both) for one in (x, y))
+            groups[findings.titles[method]] = first, second
     if not groups:
         return None
     figure, axes = draw.panel(f"{metric.upper()}, {'images' if what == 'image' else 'maps'}", 3.6)
@@ -63,22 +67,36 @@ def _scatter(findings: Findings, x: str, y: str, what: str, metric: str) -> Figu
 
 
 def _medians(findings: Findings) -> Table:
-    experiments = [experiment for experiment in EXPERIMENTS if findings.methods(experiment)]
-    rows = [
-        [
-            findings.titles[method],
-            *(
-                draw.number(float(np.nanmedian(findings.over_pairs(experiment, method, f"map_to_target.{metric}"))))
-                if method in findings.methods(experiment)
-                else "\N{EN DASH}"
-                for metric in ("pcc", "ssim")
-                for experiment in experiments
-            ),
-        ]
-        for method in findings.titles
-        if any(method in findings.methods(experiment) for experiment in experiments)
-    ]
-    head = [f"{metric}, {draw.smoothing(experiment)}" for metric in ("PCC", "SSIM") for experiment in experiments]
-    return Table(
-        ["method", *head], rows, "Manipulated map and target map, medians: the lower, the more robust the map."
+    """Return what each attack on a map did and what it cost, on the pairs that all attacks on this map have."""
+    rows = []
+    for method in findings.titles:
+        attacks = [experiment for experiment in EXPERIMENTS if method in findings.methods(experiment)]
+        if not set(attacks) & set(EXPERIMENTS[1:]):
+            continue
+        pairs = _shared(findings, attacks, method)
+        rows += [_line(findings, experiment, method, pairs) for experiment in attacks if pairs]
+    head = ["method", "attacked map", "pairs", "class kept", "softmax change", "image: SSIM"]
+    head += [f"map: {metric} {when}" for metric in ("PCC", "SSIM") for when in ("before", "after")]
+    caption = (
+        "Medians over the pairs that every attack on a map has. Map: similarity of the attacked map to its target "
+        "before and after the attack. A smoothed map may be near its target before, so what tells is the step from "
+        "before to after: the smaller, the more robust the map. Class and softmax output are those of the network as "
+        "given."
     )
+    return Table(head, rows, caption)
+
+
+def _line(findings: Findings, experiment: str, method: str, pairs: set[int]) -> list[str]:
+    def median(name: str, places: int = 2) -> str:
+        return draw.number(float(np.nanmedian(_values(findings, experiment, method, name, pairs))), places)
+
+    maps = [f"map_to_target{when}.{metric}" for metric in ("pcc", "ssim") for when in ("_before", "")]
+    return [
+        findings.titles[method],
+        draw.smoothing(experiment),
+        str(len(pairs)),
+        draw.share(_values(findings, experiment, method, "class_kept", pairs)),
+        median("softmax_change"),
+        median("image.ssim", 3),
+        *map(median, maps),
+    ]

@@ -21,7 +21,8 @@ def build(findings: Findings) -> Section:
         [
             Panels(
                 [compared(findings, "manipulation", "map_to_target", metric) for metric in METRICS],
-                "Manipulated map and target map. Line: median; box: quartiles; whiskers: 10th and 90th percentile.",
+                "Manipulated map and target map. Line: median; box: quartiles; whiskers: 10th and 90th percentile; "
+                f"{findings.counted('manipulation')}.",
             ),
             Panels(
                 [compared(findings, "manipulation", "image", metric) for metric in METRICS],

@@ -23,7 +23,8 @@ def build(findings: Findings) -> Section:
         return Section("Softplus in place of ReLU", [EXPERIMENT])
     panels = Panels(
         [_curves(findings, metric) for metric in ("mse", "ssim", "pcc")],
-        "Map on softplus and map on the network as given. Lines: medians; bands: 10th to 90th percentile.",
+        "Map on softplus and map on the network as given. Lines: medians over "
+        f"{findings.counted(EXPERIMENT, 'image')}; bands: 10th to 90th percentile.",
     )
     pictures = [_picture(findings, method) for method in methods if findings.pictures(EXPERIMENT, method)]
     return Section("Softplus in place of ReLU", [EXPERIMENT], [panels, *pictures])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastxai.report.blocks import Block, Section, Table, Text
-from fastxai.report.draw import number
+from fastxai.report.draw import number, share
 from fastxai.report.findings import Findings
 
 __all__ = ["build"]
@@ -27,13 +27,13 @@ def _median(findings: Findings, method: str, name: str) -> float:
 
 
 def _medians(findings: Findings, methods: list[str]) -> Table:
-    head = ["method", "pairs", "class kept", "map: PCC before", "after", "SSIM", "MSE", "image: SSIM", "MSE"]
-    head += ["softmax change", "seconds a pair"]
+    head = ["method", "pairs", "class kept", "map: PCC before", "map: PCC after", "map: SSIM", "map: MSE"]
+    head += ["image: SSIM", "image: MSE", "softmax change", "seconds a pair"]
     rows = [
         [
             findings.titles[method],
             str(len(findings.pairs(EXPERIMENT, method))),
-            f"{findings.over_pairs(EXPERIMENT, method, 'class_kept').mean():.0%}",
+            share(findings.over_pairs(EXPERIMENT, method, "class_kept")),
             *(
                 number(_median(findings, method, name), 3 if "image" in name else 2)
                 for name in (
@@ -65,10 +65,9 @@ def _claims(findings: Findings, methods: list[str]) -> Table:
             measured = " .. ".join(map(str, sorted({min(counts), max(counts)})))
         elif name in ("class_kept", "softmax_change"):
             each = [findings.over_pairs(EXPERIMENT, method, name) for method in methods]
-            found = [v.mean() if name == "class_kept" else np.median(v) for v in each]
-            measured = " .. ".join(
-                dict.fromkeys(f"{v:.0%}" if name == "class_kept" else f"{v:.1e}" for v in (min(found), max(found)))
-            )
+            each.sort(key=np.mean if name == "class_kept" else np.median)
+            said = [share(v) if name == "class_kept" else f"{np.median(v):.1e}" for v in (each[0], each[-1])]
+            measured = " .. ".join(dict.fromkeys(said))
         else:
             continue
         rows.append([claim["claim"], claim["text"], measured, claim["source"]])
