@@ -28,7 +28,7 @@ def build(findings: Findings) -> Section:
             found = _attributional.figures(one, EXPERIMENT, preset=data)
             star = "*" * (name in paper["quoted"])
             figures = _attributional.cells(found, paper["rows"].get(name))
-            moved = "\N{EN DASH}" if found is None else f"{found.moved:.0%}"
+            moved = "\N{EN DASH}" if found is None else f"{found.moved:.1%}"
             values = one.trained.values
             rows.append([f"{title}, {said}{star}", *figures, moved, f"{values['steps']}", f"{one.trained.seconds:.0f}"])
             shown.append(one)
