@@ -51,8 +51,8 @@ WHOLE = 10_000
 Gradients = list[Tensor]
 
 
-def case(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return (model with ReLU, real images where the shared data lies there, what it predicts)."""
+def case(name: str, batch: int, device: str = "cpu") -> tuple[nn.Module, Tensor, Tensor]:
+    """Return (model with ReLU, real images where the shared data lies there, what it predicts), on the device."""
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
     model = make()
@@ -63,7 +63,7 @@ def case(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
         x = labelled(f"idx:{SHARED / 'data' / 'mnist'}", "test").images[:batch].float() / 255
     elif shape == (3, 32, 32) and (SHARED / "data" / "cifar10").is_dir():
         x = cifar10(SHARED / "data" / "cifar10", "test")[0][:batch].float() / 255
-    x = x.contiguous()
+    model, x = model.to(device), x.contiguous().to(device)
     with torch.no_grad():
         return model, x, model(x).argmax(1)
 
@@ -168,13 +168,13 @@ def same(label: str, ours: Gradients, theirs: Gradients) -> None:
 def timed(
     label: list[str], calls: dict[str, Callable[[], object]], errors: dict[str, float], bare: float, repeats: int
 ):
-    """Return the rows of a table."""
-    seconds = interleaved(calls, repeats)
+    """Return the rows of a table; without a floor on a GPU."""
+    seconds = interleaved(calls, repeats, device="cpu" if bare else "cuda")
     ours, made = seconds["fastxai"], []
     for name, value in seconds.items():
-        over = f"{value / bare:.2f}" if name == "fastxai" else ""
+        over = f"{value / bare:.2f}" if bare and name == "fastxai" else ""
         made.append([*label, name, f"{value * 1e3:.1f}", f"{value / ours:.2f}", over, f"{errors[name]:.0e}"])
-    return [*made, [*label, "floor", f"{bare * 1e3:.1f}", "", "", ""]]
+    return [*made, [*label, "floor", f"{bare * 1e3:.1f}", "", "", ""]] if bare else made
 
 
 class Iteration:
@@ -183,7 +183,7 @@ class Iteration:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, points: int) -> None:
         net = fastxai.compile(model)
         self.attack = IFIA.preset(IntegratedGradients(net, n_steps=points), "mnist", k=TOP_K, beta=BETA)
-        self.x, self.every = x, torch.arange(len(x))
+        self.x, self.every = x, torch.arange(len(x), device=x.device)
         noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)).to(x) * 2 - 1
         self.images = (x + 0.5 * self.attack.eps * noise).clamp(0, 1)
         self.box = tuple(torch.full((x.shape[1],), bound).to(x) for bound in (0.0, 1.0))
@@ -223,9 +223,9 @@ class PlainIteration:
         return far_batched.moved(self.attack, self.images, *self.gradient(), self.x)
 
 
-def iteration(name: str, batch: int, points: int, repeats: int, most: int) -> list[list[str]]:
+def iteration(name: str, batch: int, points: int, device: str, repeats: int, most: int) -> list[list[str]]:
     """Compare and time one iteration of IFIA."""
-    model, x, y = case(name, batch)
+    model, x, y = case(name, batch, device)
     ours = Iteration(model, x, y, points)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     rivals = {
@@ -235,14 +235,14 @@ def iteration(name: str, batch: int, points: int, repeats: int, most: int) -> li
     label, wide = [f"{name} x{batch}", str(points)], copy.deepcopy(model).double()
     truth = []
     # A few samples at a time: the float64 graph of all points of all of them would be many gigabytes.
-    for rows in torch.arange(batch).split(SAMPLES):
+    for rows in torch.arange(batch, device=device).split(SAMPLES):
         exact = Iteration(wide, x[rows].double(), y[rows], points)
         exact.images = ours.images[rows].double()
         truth += PlainIteration(wide, exact, y[rows], points).gradient()
         same(f"{label}", exact.gradient(), truth[-1:])
     gradients = {"fastxai": ours.gradient, **{how: rival.gradient for how, rival in rivals.items()}}
     errors = compared(f"{label}", gradients, [torch.cat(truth)], by_sample=True)
-    bare = Floor(ours.attack.explainer.net, x, points, most).slopes(batch)
+    bare = Floor(ours.attack.explainer.net, x, points, most).slopes(batch) if device == "cpu" else 0.0
     calls = {"fastxai": ours.step, **{how: rival.step for how, rival in rivals.items()}}
     return timed(label, calls, errors, bare, repeats)
 
@@ -267,12 +267,13 @@ class Training:
     def start(self) -> Tensor:
         """Return where the attack begins."""
         attack = self.term.attack
-        draw = attack._ball().draw((0, self.objective.step), torch.arange(len(self.x)), range(1), self.x[0].numel())
+        every = torch.arange(len(self.x), device=self.x.device)
+        draw = attack._ball().draw((0, self.objective.step), every, range(1), self.x[0].numel())
         return attack._ball().project((self.x + draw.to(self.x.dtype).view(self.x.shape)), self.x, _box(self.x))
 
 
 def _box(x: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = (torch.full((x.shape[1],), bound, dtype=x.dtype) for bound in (0.0, 1.0))
+    low, high = (x.new_full((x.shape[1],), bound) for bound in (0.0, 1.0))
     return low, high
 
 
@@ -291,9 +292,9 @@ def plain_training(model: nn.Module, of: Training, start: Tensor, points: int) -
     return gradients
 
 
-def training(name: str, batch: int, points: int, repeats: int, most: int) -> list[list[str]]:
+def training(name: str, batch: int, points: int, device: str, repeats: int, most: int) -> list[list[str]]:
     """Compare and time one step of AAT."""
-    model, x, y = case(name, batch)
+    model, x, y = case(name, batch, device)
     ours, label = Training(model, x, y, points), [f"{name} x{batch}", str(points)]
     wide = copy.deepcopy(model).double()
     exact = Training(wide, x.double(), y, points)
@@ -308,9 +309,10 @@ def training(name: str, batch: int, points: int, repeats: int, most: int) -> lis
     }
     # Signs of gradients that are rounding error differ between any two float32 runs, so the images do too.
     errors = {how: _error(call(), truth, by_sample=False) for how, call in calls.items()}
-    counts = Rows()
-    Training(copy.deepcopy(model), x, y, points, counts).gradient()
-    bare = Floor(ours.objective.net, x, points, most).all(counts)
+    counts, bare = Rows(), 0.0
+    if device == "cpu":
+        Training(copy.deepcopy(model), x, y, points, counts).gradient()
+        bare = Floor(ours.objective.net, x, points, most).all(counts)
     return timed(label, calls, errors, bare, repeats)
 
 
@@ -369,6 +371,7 @@ def main() -> None:
         "--evaluate", type=int, default=50, metavar="N", help="images of the evaluation; 0 leaves it out"
     )
     parser.add_argument("--weights", type=Path, help="of the network that is evaluated, as .safetensors")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: times and errors alone")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--small", action="store_true", help="one small case of each, to see that it runs")
     args = parser.parse_args()
@@ -379,13 +382,12 @@ def main() -> None:
         for entry in ["mnist_cnn:2:3"] if args.small else cases:
             name, batch, points = entry.split(":")
             which = name, int(batch), int(points)
+            columns = ["case", "points", "how", "ms", "x fastxai", "x floor", "error"]
             print(f"\n{'one iteration of IFIA' if kind == 'IFIA' else 'one step of AAT'}")
-            print(
-                table(["case", "points", "how", "ms", "x fastxai", "x floor", "error"], measure(*which, repeats, most))
-            )
-            if not args.small:
+            print(table(columns, measure(*which, args.device, repeats, most)), flush=True)
+            if not args.small and args.device == "cpu":
                 print(table(["case", "points", "what", "how", "peak MiB"], memory(kind, *which)), flush=True)
-    if args.evaluate:
+    if args.evaluate and args.device == "cpu":
         print("\nevaluation: 7 steps, 3 restarts, 10 points; PGD, 40 steps")
         count = 2 if args.small else args.evaluate
         print(table(["MNIST", "seconds", "floor", "x floor", "rows of all"], evaluated(count, args.weights, most)))

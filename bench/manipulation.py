@@ -4,8 +4,9 @@
 to the Gradient map of the second. Both loops run in full and are judged on the ReLU network; milliseconds per iteration
 are medians of interleaved blocks of further iterations.
 
-``python bench/manipulation.py --method all [--batch 1 16]`` times one iteration of every map on the demo CNN instead,
-after it has compared both loss gradients in float64. Iterations whose tensors take at most 128 MiB are replayed.
+``python bench/manipulation.py --method all [--batch 1 16] [--device cuda]`` times one iteration of every map on the
+demo CNN instead, after it has compared both loss gradients in float64. On a CPU iterations whose tensors take at most
+128 MiB are replayed, on a GPU all are. Images are CIFAR-10's, or noise where the shared data is absent.
 """
 
 from __future__ import annotations
@@ -171,6 +172,13 @@ def quality(case: Case) -> list[list[str]]:
     ]
 
 
+def _now() -> float:
+    """Return the time when all work that was asked for is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Stamps:
     """A progress bar that notes when it moves."""
 
@@ -179,7 +187,7 @@ class Stamps:
 
     def update(self) -> None:
         """Note the time."""
-        self.times.append(time.perf_counter())
+        self.times.append(_now())
 
     def seconds(self) -> float:
         """Return the mean time of an iteration, of those after the recorded one."""
@@ -268,7 +276,7 @@ def _loss_gradient(h: Tensor, x: Tensor, target_map: Tensor) -> Tensor:
 def compared(name: str, x: Tensor, target_map: Tensor, patterns: Any) -> float:
     """Return how far the two loss gradients are apart, relative to the larger one, in float64."""
     ours, theirs, beta = METHODS[name]
-    model = fastxai.models.demo().double()
+    model = fastxai.models.demo().double().to(x.device)
     wide = fastxai.explainers.Patterns({key: t.double() for key, t in patterns.tensors.items()})
     net, smooth = fastxai.compile(model), plain.smoothed(model)
     own = 0.8 if name == "beta_smoothing" else None
@@ -286,12 +294,13 @@ def compared(name: str, x: Tensor, target_map: Tensor, patterns: Any) -> float:
 
 def timed_methods(args: argparse.Namespace) -> list[list[str]]:
     """Return milliseconds of one iteration of each map and batch, values compared first."""
-    images = cifar10(SHARED / "data" / "cifar10")[0]
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: 2 * max(args.batch)]
+    seeded, folder = torch.Generator().manual_seed(args.seed), SHARED / "data" / "cifar10"
+    images = cifar10(folder)[0] if folder.is_dir() else torch.randint(256, (10000, 3, 32, 32), generator=seeded)
+    chosen = torch.randperm(len(images), generator=seeded)[: 2 * max(args.batch)]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (fastxai.models.DEMO_MEAN, fastxai.models.DEMO_STD))
-    x = (images[chosen].float().contiguous() / 255 - mean) / std
-    model = fastxai.models.demo()
-    net, smooth = fastxai.compile(model), plain.smoothed(model)
+    x = ((images[chosen].float().contiguous() / 255 - mean) / std).to(args.device)
+    model = fastxai.models.demo().to(args.device)
+    net, smooth = fastxai.compile(model, capture=True if args.device == "cuda" else None), plain.smoothed(model)
     patterns = PatternTrainer(net).fit([x + NOISE * torch.randn_like(x)])
     target_maps = reduce_map(net.gradient(x))
     rows = []
@@ -302,7 +311,7 @@ def timed_methods(args: argparse.Namespace) -> list[list[str]]:
         own = 0.8 if name == "beta_smoothing" else None
         for batch in args.batch:
             pair = x[:batch], target_maps[-batch:]
-            low, high = (torch.tensor(bound) for bound in BOX)
+            low, high = (torch.tensor(bound, device=args.device) for bound in BOX)
             # Judged at the end alone: both times are those of iterations.
             settings = plain.Settings(args.steps, 1e-3, beta, 10.0, 1e2, low, high, args.steps, theirs(patterns), own)
             explainer = ours(net, patterns)
@@ -315,7 +324,7 @@ def timed_methods(args: argparse.Namespace) -> list[list[str]]:
                 Task(attack, *pair, None, None)._iterate(bar)  # type: ignore[arg-type]
                 times["fastxai"].append(bar.seconds())
                 stamps: list[float] = []
-                plain.manipulate(smooth, *pair, settings, lambda *_, s=stamps: s.append(time.perf_counter()))
+                plain.manipulate(smooth, *pair, settings, lambda *_, s=stamps: s.append(_now()))
                 times["plain"].append((stamps[-2] - stamps[0]) / (args.steps - 2))
             medians = {how: middle(torch.tensor(t)) * 1e3 for how, t in times.items()}
             ratio = medians["plain"] / medians["fastxai"]
@@ -340,6 +349,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5, help="timed blocks of each way")
     parser.add_argument("--method", choices=[*METHODS, "all"], action="append", help="time these maps instead")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="of --method")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --method")
     parser.add_argument("--small", action="store_true", help="two pairs, few steps, to see that it runs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
