@@ -1,12 +1,12 @@
 """[F]'s attack and training: fastxai against plain autograd, batched, and against the floor.
 
 ``python bench/ifia.py [--cases mnist_cnn:50:10 mnist_cnn:50:30 resnet20:32:10 resnet20:32:30] [--aat mnist_cnn:50:8]
-[--evaluate 50] [--weights FILE] [--small]`` prints an iteration of IFIA on integrated gradients (NETWORK:BATCH:POINTS),
-a training step of AAT (5 attack steps, 1 restart), and the evaluation of some MNIST images ([F] table 2: 7 steps, 3
-restarts, 10 Gauss-Legendre points; PGD), scaled to 10,000. ReLU is bent by the curvature surrogate, beta 1. Gradients
-are compared with float64 before anything is timed; times are medians of interleaved runs. The floor is the bare
-convolution and GEMM calls at their fastest, of the rows that fastxai runs: for maps K rows a sample up and down, for
-their gradient 2 K, and 2 and 3 before the first activation.
+[--evaluate 50] [--weights FILE] [--device cuda] [--small]`` prints an iteration of IFIA on integrated gradients
+(NETWORK:BATCH:POINTS), a training step of AAT (5 attack steps, 1 restart), and, on a CPU, the evaluation of some
+MNIST images ([F] table 2: 7 steps, 3 restarts, 10 Gauss-Legendre points; PGD), scaled to 10,000. ReLU is bent by the
+curvature surrogate, beta 1. Gradients are compared with float64 before anything is timed; times are medians of
+interleaved runs. The floor is the bare convolution and GEMM calls at their fastest, of the rows that fastxai runs:
+for maps K rows a sample up and down, for their gradient 2 K, and 2 and 3 before the first activation.
 """
 
 from __future__ import annotations

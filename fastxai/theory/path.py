@@ -167,13 +167,14 @@ def path_change(
     n, h = flat.shape[1], path.maps(flat.flatten(0, 1), target.repeat(len(flat))).view_as(flat)
     change, lengths = h[-1] - h[0], row_norm(flat.diff(dim=0))
     sample = torch.arange(n, device=flat.device).repeat(len(flat) - 1)
-    segments = _Segments(*(part.flatten(0, 1) for part in (flat[:-1], flat[1:], h[:-1], h[1:])), sample)
+    ends, maps = ((each[:-1].flatten(0, 1), each[1:].flatten(0, 1)) for each in (flat, h))
+    segments = _Segments(ends, maps, sample)
     spare = None if tolerance is None else tolerance * row_norm(change)
     for halving in range(_HALVINGS + 1):
-        segments = path.add(segments, None if halving == _HALVINGS else spare)
-        if not len(segments.sample):
+        left, missed = path.add(segments, None if halving == _HALVINGS else spare)
+        if not len(left):
             break
-        segments = segments.halved(path)
+        segments = segments.halved(path, left, missed)
     spectral, frobenius, error = path.norms(steps, probes)
     return PathChange(
         change=change.view_as(points[0]),
@@ -190,28 +191,25 @@ def path_change(
 
 @dataclass(frozen=True)
 class _Segments:
-    """S segments of paths: ends [S, D], maps there [S, D], whose they are [S].
+    """S segments of paths: start and end, [S, D] each, the maps there, and whose they are, [S].
 
     ``parent`` [S / 2] is what the integral missed of the segments whose halves these are, first halves first.
     """
 
-    start: Tensor
-    end: Tensor
-    first: Tensor
-    last: Tensor
+    ends: tuple[Tensor, Tensor]
+    maps: tuple[Tensor, Tensor]
     sample: Tensor
     parent: Tensor | None = None
 
-    def rows(self, which: Tensor, missed: Tensor) -> _Segments:
-        """Return some segments, ready to be halved; ``missed`` [S] of all."""
-        parts = (part[which] for part in (self.start, self.end, self.first, self.last, self.sample, missed))
-        return _Segments(*parts)
-
-    def halved(self, path: _Path) -> _Segments:
-        middle = (self.start + self.end) / 2
-        between = path.maps(middle, path.target[self.sample])
-        halves = ((self.start, middle), (middle, self.end), (self.first, between), (between, self.last))
-        return _Segments(*map(torch.cat, halves), self.sample.repeat(2), self.parent)
+    def halved(self, path: _Path, which: Tensor, missed: Tensor) -> _Segments:
+        """Return the halves of some segments; ``missed`` [S] of all."""
+        (start, end), (first, last) = ((a[which], b[which]) for a, b in (self.ends, self.maps))
+        sample, middle = self.sample[which], (start + end) / 2
+        between = path.maps(middle, path.target[sample])
+        ends = torch.cat([start, middle]), torch.cat([middle, end])
+        return _Segments(
+            ends, (torch.cat([first, between]), torch.cat([between, last])), sample.repeat(2), missed[which]
+        )
 
 
 class _Path:
@@ -236,16 +234,16 @@ class _Path:
         ]
         return torch.cat([x[:0], *found])
 
-    def add(self, segments: _Segments, spare: Tensor | None) -> _Segments:
-        """Add those segments of whose changes the integrals miss least, and return the others.
+    def add(self, segments: _Segments, spare: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Add those segments of whose changes the integrals miss least; return which others there are, and all misses.
 
         At most half of ``spare`` [N] is missed, and taken from it; None adds all segments.
         """
-        each = 6 * segments.start[:1].numel() * segments.start.element_size()
-        found = [self._integrated(segments, part) for part in pieces(len(segments.sample), each)]
-        sample, none = segments.sample, (segments.start[:0], self.total[:0])
-        integral, total = (torch.cat(parts) for parts in zip(none, *found, strict=True))
-        missed = row_norm(segments.last - segments.first - integral)
+        (start, _), (first, last), sample = segments.ends, segments.maps, segments.sample
+        each = 6 * start[:1].numel() * start.element_size()
+        found = [self._integrated(segments, part) for part in pieces(len(sample), each)]
+        integral, total = (torch.cat(parts) for parts in zip((start[:0], self.total[:0]), *found, strict=True))
+        missed = row_norm(last - first - integral)
         over = torch.zeros_like(sample, dtype=torch.bool)
         if spare is not None:
             over = _running(missed, sample) > spare[sample] / 2
@@ -256,12 +254,12 @@ class _Path:
         kept = (~over).nonzero()[:, 0]
         for sums, values in ((self.integral, integral), (self.total, total), (self.jumps, missed)):
             sums.index_add_(0, sample[kept], values[kept])
-        return segments.rows(over.nonzero()[:, 0], missed)
+        return over.nonzero()[:, 0], missed
 
     def _integrated(self, segments: _Segments, part: slice) -> tuple[Tensor, Tensor]:
         """Return int H gamma' [S, D] and int ||H gamma'|| [S] of some segments."""
-        start, sample = segments.start[part], segments.sample[part]
-        d = segments.end[part] - start
+        start, sample = segments.ends[0][part], segments.sample[part]
+        d = segments.ends[1][part] - start
         length, integral, total = row_norm(d), torch.zeros_like(d), torch.zeros_like(d[:, 0])
         for t, weight in self.nodes:
             x = torch.add(start, d, alpha=t)
@@ -284,8 +282,8 @@ class _Path:
         spectral = torch.maximum(spectral_norm(self.net, x, classes, steps=steps).value, gain)
         frobenius = frobenius_norm(self.net, x, classes, probes=probes)
         top = _largest(frobenius.value, sample, 1)
-        found = (zeros.index_copy(0, sample[top], value[top]) for value in (frobenius.value, frobenius.error))
-        return zeros.scatter_reduce(0, sample, spectral, "amax"), *found
+        largest, error = (zeros.index_copy(0, sample[top], value[top]) for value in (frobenius.value, frobenius.error))
+        return zeros.scatter_reduce(0, sample, spectral, "amax"), largest, error
 
 
 def _running(values: Tensor, sample: Tensor) -> Tensor:

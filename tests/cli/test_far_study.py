@@ -269,6 +269,15 @@ def test_every_section_has_something_to_show(whole: Path, tmp_path: Path) -> Non
     assert first["MNIST, IG-SN*"][1].endswith("(88.20)") and first["Fashion-MNIST, AdvAAT"][3].endswith("(0.82)")
 
 
+def test_pictures_that_are_missing_are_named(whole: Path, tmp_path: Path) -> None:
+    for file in (whole / "rows").glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    section = sections_of(tmp_path)["attacked_maps"]
+    names = [row.name for row in rows(whole, experiment="pictures")]
+    assert not section.blocks and all(f"{name}.json" in section.missing for name in names) and names
+    assert "--only pictures" in section.missing
+
+
 def test_pictures_are_those_of_the_attack(whole: Path) -> None:
     """Two images, whatever is measured else; the label's map of both, as it is compared."""
     [row] = rows(whole, experiment="pictures", model="mnist_natural")

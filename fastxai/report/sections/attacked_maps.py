@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fastxai import results
 from fastxai.report.blocks import Picture, Section
 from fastxai.report.findings import Findings
 from fastxai.report.sections import _networks
+from fastxai.report.sections._pictures import lost
 from fastxai.viz import Panel, Row, grid
 
 __all__ = ["build"]
@@ -17,9 +19,11 @@ _WHEN = ("", ", attacked")
 def build(findings: Findings) -> Section:
     """Return a grid an image: a row of images and maps for each network."""
     kept: dict[int, list[Row]] = {}
+    without: list[results.Row] = []
     for name, one in _networks.trained(findings).items():
         for row in (row for row in one.rows if row.experiment == EXPERIMENT):
             tensors = findings.store.tensors(row)
+            without += [] if tensors else [row]
             for place, image in enumerate(range(*row.key["images"]) if tensors else ()):
                 pairs = zip(_WHEN, tensors["images"][place], tensors["maps"][place], strict=True)
                 panels = [
@@ -31,4 +35,4 @@ def build(findings: Findings) -> Section:
                 kept.setdefault(image, []).append(Row(panels, said))
     source = findings.paper["initialisation"]["source"]
     pictures = [Picture(grid(kept[image], f"Image {image}", side=1.7), f"|gradient| ({source}).") for image in kept]
-    return Section(TITLE, [EXPERIMENT], pictures)
+    return Section(TITLE, [EXPERIMENT], pictures, lost(findings, EXPERIMENT, without))
