@@ -80,6 +80,8 @@ class Rows:
 class Counted(Explainer):
     """Another map, and how many rows were asked of it."""
 
+    rows_alike = True
+
     def __init__(self, explainer: Explainer, rows: Rows) -> None:
         super().__init__(explainer.net)
         self.explainer, self.rows = explainer, rows

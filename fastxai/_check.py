@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 __all__ = [
+    "NotFiniteError",
     "finite_samples",
     "given",
     "instance",
@@ -22,6 +23,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+class NotFiniteError(ValueError):
+    """What a network makes of some samples is inf or nan."""
 
 
 def require(condition: bool, name: str, contract: str, got: Any, kind: type[Exception] = ValueError) -> None:
@@ -82,12 +87,12 @@ def shape(value: Tensor, name: str, expected: tuple[int, ...]) -> Tensor:
 
 
 def finite_samples(values: Tensor, name: str, contract: str) -> Tensor:
-    """Return the tensor [N, ...] if all of it is finite; ValueError with the numbers of the other samples."""
+    """Return the tensor [N, ...] if all of it is finite; NotFiniteError with the numbers of the others."""
     finite = values.isfinite()
     if not finite.all():
         broken = (~finite.flatten(1).all(1)).nonzero()[:, 0].tolist()
         shown = f"{broken[:8]}"[:-1] + ", ...]" if len(broken) > 8 else f"{broken}"
-        require(False, name, contract, f"inf or nan for samples {shown}")
+        require(False, name, contract, f"inf or nan for samples {shown}", NotFiniteError)
     return values
 
 

@@ -165,7 +165,8 @@ def _rows_alike(explainer: Explainer) -> bool:
     if type(explainer) is IntegratedGradients:
         baselines = explainer.baselines
         return not callable(baselines) and not (isinstance(baselines, Tensor) and len(baselines) > 1)
-    return explainer.rows_alike
+    # Not what a subclass with settings of its own inherits.
+    return bool(vars(type(explainer)).get("rows_alike", False))
 
 
 def _shown(h: Tensor, reduce: str | None) -> Tensor:

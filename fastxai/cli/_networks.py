@@ -327,7 +327,7 @@ def _made_with(made: Bench, network: Network) -> dict[str, Any]:
     """Return all that the terms were made with, what the settings leave to defaults included."""
     settings = made.settings[network.name]
     found = terms(settings["terms"], settings["fit"]["seed"], made.inputs(network, "train"))
-    return {term.name: term.settings for term in found}
+    return {term.name: term.made_with() for term in found}
 
 
 def _loaded(made: Bench, network: Network) -> Row:

@@ -101,6 +101,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--levels must be finite and lie in 0 .. {most:g} for {options.noise}, got {wrong[0]}")
     options.methods = list(dict.fromkeys(options.methods or (ROBUSTNESS_METHODS if options.robustness else METHODS)))
     options.levels = list(dict.fromkeys(options.levels))
+    if options.points is not None and "integrated_gradients" not in options.methods:
+        raise UsageError(f"--points goes with --methods integrated_gradients, got {' '.join(options.methods)}")
 
 
 def _make(options: argparse.Namespace, store: ResultStore) -> _evaluate.Bench:

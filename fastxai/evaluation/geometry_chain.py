@@ -12,6 +12,7 @@ from fastxai.evaluation.manipulation import attack, finished, resolve
 from fastxai.evaluation.task import Outcome, Task, shown_map
 from fastxai.evaluation.watched import Watched
 from fastxai.theory import path_change
+from fastxai.theory.path import maps_jump
 
 __all__ = ["chain", "resolve"]
 
@@ -25,9 +26,10 @@ def chain(task: Task) -> Outcome:
     The path is the polyline through every so many iterates, up to the best one.
 
     Settings: those of an attack, "betas", "points" of the path, and "nodes", "samples", "steps", "probes" and
-    "tolerance" of ``fastxai.theory.path_change``. Values: ``betas``; lists over pairs of lists over betas of the change
-    of the map (``moved``), the integral (``total``), the jumps that max-pools make, the norms' maxima times the length
-    (``spectral`` and ``frobenius``), ``length``, ``distance``, and by how much [R] eq. 4 is missed (``closure``).
+    "tolerance" of ``path_change``, the last where maps do not jump. Values: ``betas``; lists over pairs of lists over
+    betas of the change of the map (``moved``), the integral (``total``), the jumps that max-pools make, the norms'
+    maxima times the length (``spectral`` and ``frobenius``), ``length``, ``distance``, and by how much [R] eq. 4 is
+    missed (``closure``).
     """
     settings = task.settings
     attacking = attack(task.explainer, task.space, settings)
@@ -43,12 +45,10 @@ def chain(task: Task) -> Outcome:
     classes = net(task.x).argmax(1)
     columns: dict[str, list[Any]] = {}
     for beta in settings["betas"]:
-        found = path_change(
-            net.with_activation("softplus", beta),
-            points,
-            classes,
-            **{name: settings[name] for name in ("nodes", "samples", "steps", "probes", "tolerance")},
-        )
+        view = net.with_activation("softplus", beta)
+        tolerance = None if maps_jump(view, task.x) else settings["tolerance"]
+        counts = {name: settings[name] for name in ("nodes", "samples", "steps", "probes")}
+        found = path_change(view, points, classes, **counts, tolerance=tolerance)
         links = {name: getattr(found, name) for name in _LINKS}
         links |= {"spectral": found.spectral * found.length, "frobenius": found.frobenius * found.length}
         for name, value in links.items():

@@ -20,7 +20,7 @@ class Explainer(ABC):
     Attributes:
         net: the compiled network that is explained.
         rows_alike: whether rows of a batch may come and go because nothing but x and the class belongs to one. Attacks
-            drop samples that are done where a subclass says so, and freeze them elsewhere.
+            drop samples that are done where a class itself says so, and freeze them elsewhere.
     """
 
     rows_alike: bool = False

@@ -20,8 +20,6 @@ class RuleBased(Explainer):
         seed: "one" or "score".
     """
 
-    rows_alike = True
-
     composite: Composite
 
     def __init__(self, net: Net | nn.Module, seed: str) -> None:

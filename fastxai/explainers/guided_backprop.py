@@ -23,6 +23,8 @@ class GuidedBackprop(RuleBased):
     torch.Size([2, 4])
     """
 
+    rows_alike = True
+
     def __init__(self, net: Net | nn.Module, mode: str = "rectified", *, seed: str = "one") -> None:
         """Explain ``net``; a module is compiled first.
 

@@ -35,6 +35,8 @@ class LRP(RuleBased):
     >>> h = fastxai.LRP(model, composite="zplus_zb", low=0.0, high=1.0).attribute(torch.rand(2, 4), 1)
     """
 
+    rows_alike = True
+
     def __init__(
         self,
         net: Net | nn.Module,

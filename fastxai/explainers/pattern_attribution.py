@@ -24,6 +24,8 @@ class PatternAttribution(RuleBased):
     torch.Size([2, 4])
     """
 
+    rows_alike = True
+
     def __init__(self, net: Net | nn.Module, patterns: Patterns, *, seed: str = "one") -> None:
         """Explain ``net``; a module is compiled first.
 

@@ -9,7 +9,7 @@ the jumps are measured beside the integral: over a segment, the change of the ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,15 +18,17 @@ from torch import Tensor
 from fastxai import _check
 from fastxai.engine import Net
 from fastxai.theory._common import Target, count, flat_hvp, pieces, prepare, row_norm
+from fastxai.theory.layers import smoothness
 from fastxai.theory.spectrum import frobenius_norm, spectral_norm
 
-__all__ = ["PathChange", "path_change", "path_length"]
+__all__ = ["PathChange", "maps_jump", "path_change", "path_length"]
 
 
-# A segment is 1/4096 then: what is still missed is a jump.
+# A segment is 1/4096 then.
 _HALVINGS = 12
-# Halves that miss more than their segment did by this factor meet roundings: a jump stays what it is.
-_WORSE = 1.5
+# What is missed and no more than so many roundings of the maps, and not even half of what the whole segment missed, is
+# rounding.
+_ROUNDINGS = 1024
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,13 @@ def path_change(
         samples: at how many nodes of each sample the norms are taken; at most all.
         steps: Lanczos steps for ||H||_2.
         probes: for ||H||_F; None: exact.
-        tolerance: halve segments until ``jumps`` is at most this share of the map's change, which [R] eq. 4 then misses
-            by no more. At jumps of the map itself, and where rounding is all that is missed, halving ends before. None
-            takes the segments as they are.
+        tolerance: halve segments, each at most a dozen times, until ``jumps`` is at most this share of the map's
+            change, which [R] eq. 4 then misses by no more, unless rounding is all that is missed. None takes the
+            segments as they are.
 
     Raises:
         TypeError: net is no compiled net, points no floating point tensor, target no integer.
-        ValueError: a shape, range, dtype or device is wrong.
+        ValueError: a shape, range, dtype or device is wrong; or there is a tolerance, and maps jump (``smoothness``).
 
     >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)))
     >>> change = fastxai.theory.path_change(net, torch.rand(5, 2, 6), nodes=8, probes=None)
@@ -164,17 +166,14 @@ def path_change(
     path = _Path(net, target, points.shape[2:], count(nodes, "nodes"), count(samples, "samples"), flat[0])
     if tolerance is not None:
         _check.positive(tolerance, "tolerance")
+        contract = "be None where maps jump, at max-pools or kinks, which no number of nodes closes"
+        _check.require(not maps_jump(net, points[0]), "tolerance", contract, tolerance)
     n, h = flat.shape[1], path.maps(flat.flatten(0, 1), target.repeat(len(flat))).view_as(flat)
     change, lengths = h[-1] - h[0], row_norm(flat.diff(dim=0))
     sample = torch.arange(n, device=flat.device).repeat(len(flat) - 1)
     ends, maps = ((each[:-1].flatten(0, 1), each[1:].flatten(0, 1)) for each in (flat, h))
-    segments = _Segments(ends, maps, sample)
-    spare = None if tolerance is None else tolerance * row_norm(change)
-    for halving in range(_HALVINGS + 1):
-        left, missed = path.add(segments, None if halving == _HALVINGS else spare)
-        if not len(left):
-            break
-        segments = segments.halved(path, left, missed)
+    segments = _Segments(ends, maps, sample, torch.full_like(lengths, torch.inf).flatten())
+    path.add(segments, None if tolerance is None else tolerance * row_norm(change) / lengths.sum(0))
     spectral, frobenius, error = path.norms(steps, probes)
     return PathChange(
         change=change.view_as(points[0]),
@@ -189,17 +188,30 @@ def path_change(
     )
 
 
+def maps_jump(net: Net, x: Tensor) -> bool:
+    """Return whether maps are known to jump, at max-pools or kinks; images [N, ...] of which the shape matters."""
+    try:
+        return smoothness(net, x).jumps
+    except (RuntimeError, ValueError):
+        return False
+
+
 @dataclass(frozen=True)
 class _Segments:
     """S segments of paths: start and end, [S, D] each, the maps there, and whose they are, [S].
 
-    ``parent`` [S / 2] is what the integral missed of the segments whose halves these are, first halves first.
+    ``parent`` [S] is what the integral missed of the segments that were halved, ``halvings`` times so far.
     """
 
     ends: tuple[Tensor, Tensor]
     maps: tuple[Tensor, Tensor]
     sample: Tensor
-    parent: Tensor | None = None
+    parent: Tensor
+    halvings: int = 0
+
+    def rows(self, part: slice) -> _Segments:
+        ends, maps = ((a[part], b[part]) for a, b in (self.ends, self.maps))
+        return replace(self, ends=ends, maps=maps, sample=self.sample[part], parent=self.parent[part])
 
     def halved(self, path: _Path, which: Tensor, missed: Tensor) -> _Segments:
         """Return the halves of some segments; ``missed`` [S] of all."""
@@ -207,9 +219,8 @@ class _Segments:
         sample, middle = self.sample[which], (start + end) / 2
         between = path.maps(middle, path.target[sample])
         ends = torch.cat([start, middle]), torch.cat([middle, end])
-        return _Segments(
-            ends, (torch.cat([first, between]), torch.cat([between, last])), sample.repeat(2), missed[which]
-        )
+        maps = torch.cat([first, between]), torch.cat([between, last])
+        return _Segments(ends, maps, sample.repeat(2), missed[which].repeat(2), self.halvings + 1)
 
 
 class _Path:
@@ -234,32 +245,22 @@ class _Path:
         ]
         return torch.cat([x[:0], *found])
 
-    def add(self, segments: _Segments, spare: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Add those segments of whose changes the integrals miss least; return which others there are, and all misses.
+    def add(self, segments: _Segments, allowed: Tensor | None) -> None:
+        """Add segments, halved until the integral misses at most ``allowed`` [N] a unit length; None: as they are."""
+        row = segments.ends[0][:1]
+        waiting = [segments]
+        while waiting:
+            whole = waiting.pop()
+            for part in pieces(len(whole.sample), 16 * row.numel() * row.element_size()):
+                each = whole.rows(part)
+                missed, over = self._added(each, None if whole.halvings == _HALVINGS else allowed)
+                if len(over):
+                    waiting.append(each.halved(self, over, missed))
 
-        At most half of ``spare`` [N] is missed, and taken from it; None adds all segments.
-        """
-        (start, _), (first, last), sample = segments.ends, segments.maps, segments.sample
-        each = 6 * start[:1].numel() * start.element_size()
-        found = [self._integrated(segments, part) for part in pieces(len(sample), each)]
-        integral, total = (torch.cat(parts) for parts in zip((start[:0], self.total[:0]), *found, strict=True))
-        missed = row_norm(last - first - integral)
-        over = torch.zeros_like(sample, dtype=torch.bool)
-        if spare is not None:
-            over = _running(missed, sample) > spare[sample] / 2
-            if segments.parent is not None:
-                over &= (missed.view(2, -1).sum(0) <= _WORSE * segments.parent).repeat(2)
-            spare -= torch.zeros_like(spare).index_add_(0, sample, missed.masked_fill(over, 0))
-            spare.clamp_(min=0)
-        kept = (~over).nonzero()[:, 0]
-        for sums, values in ((self.integral, integral), (self.total, total), (self.jumps, missed)):
-            sums.index_add_(0, sample[kept], values[kept])
-        return over.nonzero()[:, 0], missed
-
-    def _integrated(self, segments: _Segments, part: slice) -> tuple[Tensor, Tensor]:
-        """Return int H gamma' [S, D] and int ||H gamma'|| [S] of some segments."""
-        start, sample = segments.ends[0][part], segments.sample[part]
-        d = segments.ends[1][part] - start
+    def _added(self, segments: _Segments, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Add the segments of whose change enough is met; return what is missed of all, and which are left."""
+        (start, end), (first, last), sample = segments.ends, segments.maps, segments.sample
+        d = end - start
         length, integral, total = row_norm(d), torch.zeros_like(d), torch.zeros_like(d[:, 0])
         for t, weight in self.nodes:
             x = torch.add(start, d, alpha=t)
@@ -267,7 +268,15 @@ class _Path:
             size = row_norm(hd)
             integral, total = integral + weight * hd, total + weight * size
             self._consider(x, torch.where(length > 0, size / length, 0), sample)
-        return integral, total
+        missed = row_norm(last - first - integral)
+        over = torch.zeros_like(sample, dtype=torch.bool)
+        if allowed is not None:
+            roundings = _ROUNDINGS * torch.finfo(d.dtype).eps * (row_norm(first) + row_norm(last))
+            over = (missed > allowed[sample] * length) & ((missed > roundings) | (missed <= segments.parent / 2))
+        kept = (~over).nonzero()[:, 0]
+        for sums, values in ((self.integral, integral), (self.total, total), (self.jumps, missed)):
+            sums.index_add_(0, sample[kept], values[kept])
+        return missed, over.nonzero()[:, 0]
 
     def _consider(self, x: Tensor, gain: Tensor, sample: Tensor) -> None:
         """Keep the largest gains of every sample, and where they are."""
@@ -284,16 +293,6 @@ class _Path:
         top = _largest(frobenius.value, sample, 1)
         largest, error = (zeros.index_copy(0, sample[top], value[top]) for value in (frobenius.value, frobenius.error))
         return zeros.scatter_reduce(0, sample, spectral, "amax"), largest, error
-
-
-def _running(values: Tensor, sample: Tensor) -> Tensor:
-    """Return for each value the sum of those of its sample that are no larger, itself included."""
-    order = values.argsort()
-    order = order[sample[order].argsort(stable=True)]
-    owner, sums = sample[order], values[order].double().cumsum(0)
-    before = torch.searchsorted(owner, owner)
-    ahead = torch.where(before > 0, sums[(before - 1).clamp(min=0)], 0)
-    return torch.empty_like(values).index_copy(0, order, (sums - ahead).to(values.dtype))
 
 
 def _largest(values: Tensor, sample: Tensor, count: int) -> Tensor:

@@ -61,7 +61,7 @@ def fit(
     _check.require(out is not None or not board, "board", "come with out", board)
     step, rows, start = Step(objective, config, data.images), [], 0
     terms = {term.name: term.weight for term in objective.terms}
-    made_with = {term.name: term.settings for term in objective.terms}
+    made_with = {term.name: term.made_with() for term in objective.terms}
     found = None if out is None else Checkpoint.load(out)
     if found is not None:
         same = {**found.state["config"], "epochs": 0} == {**config.table(), "epochs": 0}
@@ -104,7 +104,12 @@ def _epoch(step: Step, data: Dataset, epoch: int, progress: bool) -> dict[str, f
     for number in bar:
         rate = config.rate((epoch + number / steps) / config.epochs)
         chosen = (next(order) for _ in range(config.accumulate))
-        for values in step(rate, (_samples(data, index, crops) for index in chosen)):
+        try:
+            found = step(rate, (_samples(data, index, crops) for index in chosen))
+        except _check.NotFiniteError as error:
+            contract = f"stay finite; lower lr or set clip (epoch {epoch + 1})"
+            raise ValueError(f"loss must {contract}, got from an attack: {error}") from error
+        for values in found:
             for name, value in values.items():
                 total[name] = total.get(name, 0) + value
     row: dict[str, Any] = {"epoch": epoch + 1}

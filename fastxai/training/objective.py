@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from hashlib import sha256
@@ -106,14 +106,13 @@ class Term(ABC):
         """The class's name in lower case, such as hessian_norm."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the term was made with beside its weight, as JSON values: what checkpoints compare and results record.
+    def made_with(self) -> dict[str, Any]:
+        """Return the public attributes beside the weight as JSON values: what checkpoints compare and results record.
 
         An object is its class's name with its own settings, a function its name (a ``partial``'s with the arguments), a
         tensor its shape and digest.
         """
-        return {name: _told(value) for name, value in vars(self).items() if name != "weight"}
+        return {name: _told(value) for name, value in vars(self).items() if name != "weight" and name[0] != "_"}
 
     def prepare(self, batch: Batch) -> None:  # noqa: B027 (most terms have nothing to share)
         """Run what other terms may share; called for every term before the first is evaluated.
@@ -132,6 +131,8 @@ def _told(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_told(one) for one in value]
+    if isinstance(value, Mapping):
+        return {str(name): _told(one) for name, one in value.items()}
     if isinstance(value, Tensor):
         return [list(value.shape), sha256(value.detach().double().cpu().numpy().tobytes()).hexdigest()[:16]]
     if isinstance(value, Net):

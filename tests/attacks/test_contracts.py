@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fastxai
 from fastxai import IFIA, PGD, AdversarialIFIA
 from fastxai.attacks import Ball, Manipulation
+from fastxai.attacks._map_ascent import _rows_alike
 from fastxai.evaluation import robustness
 from fastxai.explainers import BetaSmoothing, Explainer, Gradient, IntegratedGradients, SmoothGrad
 from fastxai.training import PerBatch
@@ -135,9 +136,12 @@ def test_baselines_of_samples_with_restarts_are_a_function() -> None:
 def test_explainers_say_whether_rows_are_alike() -> None:
     net = fastxai.compile(cnn())
     assert Gradient(net).rows_alike and fastxai.LRP(net).rows_alike and not Shifted(net, images(1)).rows_alike
+    assert not _rows_alike(type("Own", (Gradient,), {})(net)), "a subclass speaks for itself"
     counted: list[int] = []
 
     class Counted(Gradient):
+        rows_alike = True
+
         def map_and_scores(self, x, target=None, *, net=None, parameters=True):
             counted.append(len(x))
             return super().map_and_scores(x, target, net=net, parameters=parameters)

@@ -174,6 +174,7 @@ def test_the_presets_are_those_of_the_attack() -> None:
         (f"{ROBUST} --restarts 0 --out x", "--restarts must be an int, 1 or more, got 0"),
         (f"{ROBUST} --points 0 --out x", "--points must be at least 1, got 0"),
         (f"{RUN} --k 9 --out x", "--k goes with --robustness"),
+        (f"{ROBUST} --points 5 --out x", "--points goes with --methods integrated_gradients, got gradient"),
         (f"--model painted:build {MODEL} --data npz:data.npz --robustness mnist --std 1 --out x", "--std must have"),
     ],
 )

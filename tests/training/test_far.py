@@ -354,16 +354,16 @@ def test_the_outer_step_without_a_surrogate_is_that_of_the_plain_net() -> None:
     assert not torch.allclose(gradients[True, "curvature"], gradients[True, "none"])
 
 
-def test_settings_tell_all_that_a_term_was_made_with() -> None:
-    told = AAT(EPS, n_steps=6).settings
+def test_terms_tell_all_that_a_term_was_made_with() -> None:
+    told = AAT(EPS, n_steps=6).made_with()
     assert told["outer"] == "curvature" and told["lambda_"] == 1.0
     assert told["attack"]["steps"] == 7 and told["attack"]["explainer"]["make"]["n_steps"] == 6
-    assert AAT(EPS, n_steps=5).settings != told != AAT(EPS, n_steps=6, beta=2.0).settings
-    assert IGNorm(EPS).settings != IGNorm(EPS, output="logit").settings
+    assert AAT(EPS, n_steps=5).made_with() != told != AAT(EPS, n_steps=6, beta=2.0).made_with()
+    assert IGNorm(EPS).made_with() != IGNorm(EPS, output="logit").made_with()
     baselines = torch.rand(1, 4)
     given = (baselines, baselines.clone(), baselines / 2)
     ig = [fastxai.IntegratedGradients(nn.Linear(4, 3), value) for value in given]
-    one, alike, other = (json.dumps(FAR(IFIA(each, eps=EPS)).settings) for each in ig)
+    one, alike, other = (json.dumps(FAR(IFIA(each, eps=EPS)).made_with()) for each in ig)
     assert one == alike != other
 
 

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastxai
-from fastxai.training import Batch, Checkpoint, CrossEntropy, Dataset, FitConfig, HessianNorm, Objective, Term, fit
+from fastxai.training import (
+    AAT,
+    Batch,
+    Checkpoint,
+    CrossEntropy,
+    Dataset,
+    FitConfig,
+    HessianNorm,
+    Objective,
+    PGDAdversarial,
+    Term,
+    fit,
+)
 
 CONFIG = FitConfig(epochs=4, batch=8, lr=0.1, weight_decay=1e-4, seed=3)
 
@@ -101,6 +113,42 @@ def test_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "checkpoint-1.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="must be a whole checkpoint"):
         Checkpoint.load(tmp_path)
+
+
+def test_weights_that_diverge_are_named_as_such() -> None:
+    """Whoever finds them first: the loss, or an attack within a term."""
+    attacks = ([CrossEntropy()], [AAT(0.1, n_steps=2, steps=1, restarts=1)], [PGDAdversarial(0.1, steps=1)])
+    for terms in attacks:
+        diverging = Objective(fastxai.compile(model()), terms)
+        plain = Dataset(data().images, data().labels)
+        config = replace(CONFIG, epochs=1, optimizer="sgd", schedule="constant", lr=1e30)
+        with pytest.raises(ValueError, match=r"must stay finite; lower lr or set clip \(epoch 1\)"):
+            fit(diverging, plain, config, progress=False)
+
+
+class Counting(CrossEntropy):
+    """A term with state that is nobody's business."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls, self.table = 0, {"a": 1}
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        self._calls += 1
+        return super().__call__(batch)
+
+
+def test_private_state_of_terms_is_not_compared(tmp_path: Path) -> None:
+    term = Counting()
+    for epochs in (1, 2):
+        config = replace(CONFIG, epochs=epochs, schedule="constant")
+        rows = fit(Objective(fastxai.compile(model()), [term]), data(), config, out=tmp_path, progress=False)
+    assert len(rows) == 2 and term.made_with()["table"] == {"a": 1}
+    term.table["a"] = 2
+    with pytest.raises(ValueError, match="objective's counting must have the settings of the run"):
+        fit(
+            Objective(fastxai.compile(model()), [term]), data(), replace(config, epochs=3), out=tmp_path, progress=False
+        )
 
 
 def test_terms_with_other_settings_do_not_go_on(tmp_path: Path) -> None:
