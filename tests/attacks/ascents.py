@@ -19,6 +19,8 @@ LOW, HIGH = (torch.tensor(b, dtype=torch.float64).view(1, 3, 1, 1) for b in CHAN
 class Recorder(Gradient):
     """Keeps the inputs of every call; the first are the originals."""
 
+    rows_alike = True
+
     def __init__(self, inner: Any) -> None:
         super().__init__(inner.net)
         self.inner, self.images = inner, []
