@@ -261,11 +261,12 @@ def test_every_section_has_something_to_show(whole: Path, tmp_path: Path) -> Non
         "attacked_maps": [],
     }
     tables = {name: [b for b in section.blocks if isinstance(b, Table)] for name, section in sections.items()}
-    assert len(tables["attributional_table"][0].rows) == 14 and len(tables["initialisation_table"][0].rows) == 21
+    assert len(tables["attributional_table"][0].rows) == 16 and len(tables["initialisation_table"][0].rows) == 21
     assert [row[0] for row in tables["points_curves"][0].rows] == ["2", "4", "8", "16"]
     weights = sections["lambda_curves"].blocks[1].figures[0].axes[0].lines[0].get_xdata()  # type: ignore[union-attr]
     np.testing.assert_array_equal(weights, [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5])
     first = {row[0]: row[1:5] for row in tables["attributional_table"][0].rows}
+    assert "(" not in "".join(first["MNIST, AAT, longer"])
     assert first["MNIST, IG-SN*"][1].endswith("(88.20)") and first["Fashion-MNIST, AdvAAT"][3].endswith("(0.82)")
 
 

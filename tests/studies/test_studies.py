@@ -89,6 +89,10 @@ def test_the_networks_of_far() -> None:
         for name in initialisations
         for method in ("natural", "adv", "aat")
     } | {study.train["model"]["initialisation"]} == set(INITIALISATIONS)
+    for method in ("aat", "adv_aat"):
+        short, long = (networks[f"mnist_{method}{end}"] for end in ("", "_long"))
+        assert long.settings == {**short.settings, "fit": {"epochs": 4 * study.train["fit"]["epochs"]}}
+        assert long.start == short.start
     for method, own in (("aat", 1.0), ("adv_aat", 0.5)):
         course = studies.chosen(study.networks, [f"fashion_mnist_{method}", f"fashion_mnist_{method}_lambda*"])
         weights = [network.settings["terms"][method]["lambda"] for network in course]

@@ -19,7 +19,7 @@ from fastxai.report.sections._networks import Network, beside
 __all__ = ["HEAD", "NAMES", "Figures", "cells", "conditions", "figures", "line", "settings_of"]
 
 HEAD = ("NA %", "AA %", "IN", "CO")
-# What [F] calls the ways of training.
+# What [F] calls the ways of training; the longer ones are ours.
 NAMES = {
     "natural": "Nat",
     "adv": "Adv",
@@ -28,6 +28,8 @@ NAMES = {
     "ig_sum_norm": "IG-SN",
     "aat": "AAT",
     "adv_aat": "AdvAAT",
+    "aat_long": "AAT, longer",
+    "adv_aat_long": "AdvAAT, longer",
 }
 
 
