@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "given",
     "instance",
     "not_negative",
+    "numbers",
     "one_of",
     "positive",
     "require",
@@ -35,9 +37,9 @@ def require(condition: bool, name: str, contract: str, got: Any, kind: type[Exce
         raise kind(f"{name} must {contract}, got {got}")
 
 
-def given(value: T | None, name: str, contract: str, got: Any = None) -> T:
-    """Return the value if it is not None; ValueError otherwise."""
-    require(value is not None, name, contract, got)
+def given(value: T | None, name: str, contract: str, got: Any = None, kind: type[Exception] = ValueError) -> T:
+    """Return the value if it is not None; ``kind`` otherwise."""
+    require(value is not None, name, contract, got, kind)
     assert value is not None
     return value
 
@@ -71,6 +73,14 @@ def not_negative(value: float, name: str) -> float:
     """Return the value as a float if it is finite and zero or above; ValueError otherwise."""
     require(_is_number(value) and 0 <= value < math.inf, name, "be finite and not negative", value)
     return float(value)
+
+
+def numbers(value: Any) -> Tensor | None:
+    """Return a number, or numbers of any shape, in float64 and on the CPU; None where the value is neither."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def one_of(value: Any, name: str, allowed: Iterable[Any]) -> Any:

@@ -128,10 +128,7 @@ def box_of(bounds: tuple[Bound, Bound], x: Tensor) -> tuple[Box, Tensor]:
     made = []
     for value in bounds:
         contract = f"be numbers or {channels} values (one a channel)"
-        try:
-            bound = torch.as_tensor(value, dtype=torch.float64).flatten()
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"bounds must {contract}, got {value!r}") from None
+        bound = _check.given(_check.numbers(value), "bounds", contract, repr(value)).flatten()
         _check.require(bound.numel() in (1, channels), "bounds", contract, value)
         made.append(bound.to(x.device, x.dtype).expand(channels).contiguous())
     low, high = (bound.view(-1, *[1] * (x.dim() - 2)) for bound in made)

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastxai import _check
@@ -62,11 +61,8 @@ def _row(explainer: Explainer, data: str, network: str | None) -> dict[str, Any]
 
 def _channels(values: Any) -> list[float]:
     """Return one number a channel as a list; none where these are not finite numbers."""
-    try:
-        numbers = torch.as_tensor(() if values is None else values, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        return []
-    return numbers.tolist() if numbers.dim() == 1 and numbers.isfinite().all() else []
+    numbers = _check.numbers(values)
+    return [] if numbers is None or numbers.dim() != 1 or not numbers.isfinite().all() else numbers.tolist()
 
 
 def settings(

@@ -31,11 +31,8 @@ def _size(size: Sequence[int]) -> Size:
 
 def _finite(values: Any, count: int) -> bool:
     """Return whether these are so many finite numbers."""
-    try:
-        numbers = torch.as_tensor(values, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    return tuple(numbers.shape) == (count,) and bool(numbers.isfinite().all())
+    numbers = _check.numbers(values)
+    return numbers is not None and tuple(numbers.shape) == (count,) and bool(numbers.isfinite().all())
 
 
 def of(images: Tensor, explainer: Explainer, target: int | Tensor | None = None) -> Tensor:

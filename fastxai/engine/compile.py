@@ -27,8 +27,9 @@ def compile(
 
     Args:
         model: maps [N, ...] to scores [N, K]; evaluated in eval mode always, its weights shared.
-        mean: per channel, finite; the net then takes x and feeds the model (x - mean) / std. Maps are in x's space.
-        std: per channel, positive.
+        mean: one number or one a channel; the net then takes x and feeds the model (x - mean) / std. Maps are in x's
+            space.
+        std: alike, positive.
         activation: None keeps the model's own; "softplus" replaces ReLU-like ones by softplus_beta.
         beta: sharpness of the softplus, or of the curvature surrogate; > 0.
         surrogate: how ReLU-like activations bend at order 1: "curvature" ([F]: s'' = beta p(1-p), forward and map are
@@ -49,9 +50,9 @@ def compile(
     """
     _check.require(isinstance(model, nn.Module), "model", "be a torch.nn.Module", type(model).__name__, TypeError)
     for name, given, least in (("mean", mean, -torch.inf), ("std", std, 0)):
-        values = torch.as_tensor([] if given is None else given)
-        above = "" if least < 0 else " and positive"
-        _check.require(bool((values.isfinite() & (values > least)).all()), name, f"be finite{above}", given)
+        contract = f"be finite{'' if least < 0 else ' and positive'}"
+        values = _check.given(_check.numbers([] if given is None else given), name, contract, repr(given))
+        _check.require(bool((values.isfinite() & (values > least)).all()), name, contract, given)
     _check.require(capture in (True, False, None), "capture", "be True, False or None", capture)
     base = Net(Core(model, mean, std, fallback=fallback, capture=capture), None, None, None)
     if activation is None and surrogate is None and beta is None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastxai import _check
 from fastxai.engine.capture import Graphs
 from fastxai.engine.explain import RuleRuntime
 from fastxai.engine.fallback import Fallback
@@ -62,8 +63,8 @@ class Core:
         self.model, self.graphs = model, Graphs() if capture else None
         # What nobody asked for is recorded where it pays at once, and nothing is said where it cannot be.
         self.unasked = Graphs(quiet=True) if capture is None else None
-        self.mean = None if mean is None else torch.as_tensor(mean, dtype=torch.float64)
-        self.std = None if std is None else torch.as_tensor(std, dtype=torch.float64)
+        self.mean = None if mean is None else _check.numbers(mean)
+        self.std = None if std is None else _check.numbers(std)
         self.reason = "asked for by fallback=True" if fallback else ""
         self.autograd = Fallback(model, self.prepare)
         self.runtimes: dict[Any, tuple[Runtime | None, Report]] = {}
@@ -77,6 +78,13 @@ class Core:
         if self.mean is not None:
             x = x - self._constant(self.mean, x)
         return x if self.std is None else x / self._constant(self.std, x)
+
+    def check_statistics(self, x: Tensor) -> None:
+        """ValueError if mean or std is neither one number nor one a channel of x [N, C, ...]."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and values.numel() not in (1, x.shape[1]):
+                contract = f"hold one number, or one for each of x's {x.shape[1]} channels"
+                _check.require(False, name, contract, values.tolist())
 
     def _constant(self, values: Tensor, x: Tensor) -> Tensor:
         return values.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 2))

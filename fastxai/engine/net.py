@@ -112,7 +112,9 @@ class Net:
         return runtime, self._rules[key]
 
     def _check_input(self, x: Any) -> Tensor:
-        return arguments.inputs(x, self.model)
+        x = arguments.inputs(x, self.model)
+        self._core.check_statistics(x)
+        return x
 
     def _check_target(self, target: Target, x: Tensor) -> Tensor | None:
         """Return the target as a LongTensor [N], or None for the highest score of this view's own model."""

@@ -30,10 +30,7 @@ Norms = Sequence[float] | Tensor
 
 def _numbers(norms: Norms) -> Tensor:
     """Return the norms in float64, [L]."""
-    try:
-        n = torch.as_tensor(norms, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"norms must hold one number per layer, got {norms!r}") from error
+    n = _check.given(_check.numbers(norms), "norms", "hold one number per layer", repr(norms), TypeError)
     _check.require(n.dim() == 1 and len(n) > 0, "norms", "hold one number per layer", list(n.shape))
     _check.require(bool((n.isfinite() & (n >= 0)).all()), "norms", "be finite and not negative", n.tolist())
     return n

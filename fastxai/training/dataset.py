@@ -64,11 +64,10 @@ class Dataset:
         given = getattr(self, name)
         if given is None:
             return
-        try:
-            values = torch.as_tensor(given, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            values = torch.zeros(())
-        inside = values.dim() == 1 and len(values) in (1, self.images.shape[1])
+        values = _check.numbers(given)
+        if values is None or values.dim() != 1:
+            values = torch.empty(0)
+        inside = len(values) in (1, self.images.shape[1])
         fits = inside and bool((values.isfinite() & (values > least)).all())
         above = "" if least < 0 else f" above {least:g}"
         _check.require(fits, name, f"hold one finite number{above}, or one a channel", given)

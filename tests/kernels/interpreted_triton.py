@@ -91,10 +91,13 @@ def test_special_values() -> None:
     checks.check_special_values(*BACKEND)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("act", checks.SHARP, ids=str)
-def test_beta_in_memory(act: Activation, dtype: torch.dtype) -> None:
-    checks.check_beta_in_memory(*BACKEND, act, dtype)
+def test_beta_in_memory(act: Activation) -> None:
+    checks.check_beta_in_memory(*BACKEND, act, torch.float32)
+
+
+def test_beta_in_memory_and_storage() -> None:
+    checks.check_beta_in_memory(*BACKEND, checks.SHARP[0], torch.bfloat16)
 
 
 @pytest.mark.parametrize("case", SMALL_POOLS, ids=str)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastxai import _check
@@ -22,10 +21,8 @@ Bound = float | Sequence[float] | Tensor
 
 
 def _numbers(bound: Any, name: str) -> tuple[float, ...]:
-    try:
-        return tuple(torch.as_tensor(bound, dtype=torch.float64).flatten().tolist())
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a number or one a channel, got {bound!r}") from error
+    numbers = _check.given(_check.numbers(bound), name, "be a number or one a channel", repr(bound), TypeError)
+    return tuple(numbers.flatten().tolist())
 
 
 @dataclass(frozen=True)
