@@ -260,7 +260,7 @@ class Training:
             assert isinstance(inner, PerBatch)
             counted = PerBatch(lambda batch: Counted(inner.make(batch), rows))
             settings = {"eps": 0.3, "steps": 5, "restarts": 1, "beta": BETA}
-            self.term = FAR(IFIA(counted, **settings), 0.5)
+            self.term = FAR("eq5", counted, lambda_=0.5, **settings)
         self.objective = Objective(fastxai.compile(model), [self.term]).eval()
 
     def gradient(self) -> Gradients:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastxai import _check
+from fastxai.engine import Net
+from fastxai.evaluation import Space
+from fastxai.evaluation.methods import METHODS, explainer
+from fastxai.explainers import Explainer
 from fastxai.training import (
     AAT,
     FAR,
@@ -32,7 +37,10 @@ TERMS: dict[str, type[Term]] = {
     "ig_sum_norm": IGSumNorm,
     "align": Align,
     "pgd_adversarial": PGDAdversarial,
+    "far": FAR,
 }
+# Patterns are those of one network, and would have to be learnt again while it is trained.
+MAPS = tuple(name for name in METHODS if name != "pattern_attribution")
 # What a term's maps may be compared with in place of S(x).
 TARGETS = {"masks": masks}
 
@@ -58,6 +66,8 @@ def terms(table: Mapping[str, Any], seed: int, data: Dataset) -> list[Term]:
         if "target_map" in settings:
             asked = _check.one_of(settings["target_map"], f"[terms] {name}.target_map", TARGETS)
             settings["target_map"] = TARGETS[asked]
+        if kind is FAR:
+            settings["attribution"] = _attribution(settings.get("attribution"), data)
         if kind is not CrossEntropy:
             settings.setdefault("seed", seed)
         if issubclass(kind, FAR):
@@ -65,6 +75,19 @@ def terms(table: Mapping[str, Any], seed: int, data: Dataset) -> list[Term]:
         if weight:
             found.append(weight * kind(**settings))
     return found
+
+
+def _attribution(asked: Any, data: Dataset) -> partial[Explainer]:
+    """Return what makes the map of a net: asked for by name, or a table of method and the explainer's options."""
+    options = dict(asked) if isinstance(asked, Mapping) else {"method": asked}
+    method = _check.one_of(options.pop("method", None), "[terms] far.attribution", MAPS)
+    channels = data.images.shape[1]
+    mean, std = (data.mean or [0.0] * channels), (data.std or [1.0] * channels)
+    return partial(_explained, method=method, space=Space(tuple(mean), tuple(std)), options=options)
+
+
+def _explained(net: Net, *, method: str, space: Space, options: Mapping[str, Any]) -> Explainer:
+    return explainer(method, net, space, options)
 
 
 def _bounds(data: Dataset) -> tuple[Any, Any]:

@@ -79,12 +79,13 @@ class Core:
             x = x - self._constant(self.mean, x)
         return x if self.std is None else x / self._constant(self.std, x)
 
-    def check_statistics(self, x: Tensor) -> None:
-        """ValueError if mean or std is neither one number nor one a channel of x [N, C, ...]."""
+    def of_its_channels(self, x: Tensor) -> Tensor:
+        """Return x [N, C, ...]; ValueError if mean or std is neither one number nor one a channel of it."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and values.numel() not in (1, x.shape[1]):
                 contract = f"hold one number, or one for each of x's {x.shape[1]} channels"
                 _check.require(False, name, contract, values.tolist())
+        return x
 
     def _constant(self, values: Tensor, x: Tensor) -> Tensor:
         return values.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastxai.attacks import IFIA
 from fastxai.training._ig import from_zero
 from fastxai.training.far import FAR, TargetMaps
 
@@ -51,6 +50,7 @@ class AAT(FAR):
         Raises:
             TypeError, ValueError: a setting is unknown or wrong.
         """
-        fixed: dict[str, Any] = {"restarts": 3}
-        attack = IFIA(from_zero(n_steps), eps=eps, **(fixed | settings))
-        super().__init__(attack, lambda_, outer, target_map)
+        fixed: dict[str, Any] = {"restarts": 3, **settings}
+        super().__init__(
+            "eq5", from_zero(n_steps), eps=eps, lambda_=lambda_, outer=outer, target_map=target_map, **fixed
+        )

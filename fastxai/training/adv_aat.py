@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastxai.attacks import AdversarialIFIA
 from fastxai.training._ig import from_zero
 from fastxai.training.far import FAR, TargetMaps
 
@@ -40,6 +39,7 @@ class AdvAAT(FAR):
         Raises:
             TypeError, ValueError: a setting is unknown or wrong.
         """
-        fixed: dict[str, Any] = {"restarts": 3}
-        attack = AdversarialIFIA(from_zero(n_steps), eps=eps, lambda_=lambda_, **(fixed | settings))
-        super().__init__(attack, None, outer, target_map)
+        fixed: dict[str, Any] = {"restarts": 3, **settings}
+        super().__init__(
+            "eq6", from_zero(n_steps), eps=eps, lambda_=lambda_, outer=outer, target_map=target_map, **fixed
+        )

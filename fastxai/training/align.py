@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastxai.attacks import IFIA
 from fastxai.engine import Net
 from fastxai.explainers import Explainer
-from fastxai.training.far import FAR
-from fastxai.training.per_batch import PerBatch
+from fastxai.training.far import FAR, zeros
 
 __all__ = ["Align"]
 
@@ -48,10 +46,8 @@ class Align(FAR):
         Raises:
             TypeError, ValueError: a setting is unknown or wrong.
         """
-        explainer = PerBatch(lambda batch: _Alignment(batch.net))
-        fixed: dict[str, Any] = {"dissimilarity": _soft}
-        attack = IFIA(explainer, eps=eps, **(fixed | settings))
-        super().__init__(attack, lambda_, outer, lambda batch: torch.zeros_like(batch.x))
+        fixed: dict[str, Any] = {"dissimilarity": _soft, **settings}
+        super().__init__("eq5", _Alignment, eps=eps, lambda_=lambda_, outer=outer, target_map=zeros, **fixed)
 
 
 class _Alignment(Explainer):

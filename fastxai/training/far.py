@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fastxai import _check
 from fastxai.attacks import IFIA, PGD, AdversarialIFIA
 from fastxai.attacks._ascent import Ascent
+from fastxai.attacks.dissimilarities import Dissimilarity
 from fastxai.engine import Net
+from fastxai.explainers import Explainer
 from fastxai.training.objective import Batch, Term
 from fastxai.training.per_batch import PerBatch
 
-__all__ = ["FAR", "TargetMaps", "masks"]
+__all__ = ["FAR", "Attribution", "TargetMaps", "masks", "zeros"]
 
+Attribution = Explainer | Callable[[Net], Explainer]
 TargetMaps = Callable[[Batch], Tensor]
+OBJECTIVES = {"eq5": IFIA, "eq6": AdversarialIFIA}
 OUTER = ("curvature", "none")
 
 
@@ -27,19 +34,24 @@ def masks(batch: Batch) -> Tensor:
     Raises:
         ValueError: the data has none.
 
-    >>> from fastxai.training import FAR, PerBatch, masks
-    >>> term = FAR(fastxai.IFIA(PerBatch(lambda batch: fastxai.Gradient(batch.net)), eps=0.1), target_map=masks)
+    >>> from fastxai.training import FAR, masks
+    >>> term = FAR("eq5", fastxai.Gradient, eps=0.1, target_map=masks)
     """
     if batch.masks is None:
         raise ValueError("data must have masks where they are the target map, got none")
     return batch.masks
 
 
-class FAR(Term):
-    """The robust objective of an attack, natural or adversarial loss included ([F] eq. 5 and 6).
+def zeros(batch: Batch) -> Tensor:
+    """Return maps that are 0 everywhere, of the inputs' shape, as S_T."""
+    return torch.zeros_like(batch.x)
 
-        IFIA               mean_i  l(x_i, y_i) + lambda d_s[S(x~_i), S_T]       (eq. 5)
-        AdversarialIFIA    mean_i  l(x~_i, y_i) + lambda d_s[S(x~_i), S_T]      (eq. 6)
+
+class FAR(Term):
+    """The robust objectives of [F], natural or adversarial loss included.
+
+        "eq5"    mean_i  l(x_i, y_i) + lambda d_s[S(x~_i), S_T]       x~ of ``IFIA``
+        "eq6"    mean_i  l(x~_i, y_i) + lambda d_s[S(x~_i), S_T]      x~ of ``AdversarialIFIA``
 
     l is the cross-entropy, x~ the attack's image, which counts as constant, and S_T = S(x) unless ``target_map`` gives
     it. The explained class is the label, in the attack and in the loss. Gradients reach the parameters exactly through
@@ -53,21 +65,13 @@ class FAR(Term):
     mode, and shares a pass of the maps where both modes agree.
 
     Attributes:
-        attack: an IFIA (eq. 5) or an AdversarialIFIA (eq. 6). Its explainer's net must be the objective's, or it is a
-            ``PerBatch``. Random starts are a function of its seed, the objective's step and the sample's number.
-        lambda_: weight of d_s, in the attack too; None is the AdversarialIFIA's own, and 1 for IFIA.
-        outer: how ReLU bends where the parameters' gradient is taken: "curvature", with the attack's beta, or "none",
-            the derivative that ReLU has wherever it has one.
-        target_map: (batch) -> S_T, of a shape as for ``IFIA.perturb``, such as ``masks``; it counts as constant.
-
-    Raises:
-        TypeError: attack is of another kind, or target_map is not callable.
-        ValueError: lambda_ or outer are wrong.
+        attack: the ``IFIA`` or ``AdversarialIFIA``.
+        lambda_, outer, target_map: as given.
 
     >>> from fastxai.training import FAR, Objective
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-    >>> net = fastxai.compile(model)
-    >>> objective = Objective(net, [FAR(fastxai.IFIA(fastxai.Gradient(net), eps=0.1, steps=3), lambda_=0.5)])
+    >>> far = FAR("eq5", fastxai.InputXGradient, eps=0.1, dissimilarity="cosine", lambda_=0.5, steps=3)
+    >>> objective = Objective(fastxai.compile(model), [far])
     >>> objective(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])).backward()
     """
 
@@ -75,22 +79,45 @@ class FAR(Term):
 
     def __init__(
         self,
-        attack: IFIA | AdversarialIFIA,
-        lambda_: float | None = None,
+        objective: str,
+        attribution: Attribution,
+        *,
+        dissimilarity: str | Dissimilarity = "pcl",
+        lambda_: float = 1.0,
         outer: str = "curvature",
         target_map: TargetMaps | None = None,
+        **settings: Any,
     ) -> None:
-        kind = type(attack).__name__
-        fits = isinstance(attack, (IFIA, AdversarialIFIA))
-        _check.require(fits, "attack", "be an IFIA or an AdversarialIFIA", kind, TypeError)
-        if lambda_ is None:
-            lambda_ = attack.lambda_ if isinstance(attack, AdversarialIFIA) else 1.0
+        """Train with these settings.
+
+        Args:
+            objective: "eq5" or "eq6".
+            attribution: S: what makes an explainer of the net, such as the class ``fastxai.Gradient``; an explainer of
+                the objective's net; or a ``PerBatch``.
+            dissimilarity: d_s, as for ``IFIA``.
+            lambda_: weight of d_s, in an AdversarialIFIA too.
+            outer: how ReLU bends where the parameters' gradient is taken: "curvature", with the attack's beta, or
+                "none", the derivative that ReLU has wherever it has one.
+            target_map: (batch) -> S_T, of a shape as for ``IFIA.perturb``, such as ``masks``; it counts as constant.
+            settings: the others of the attack, eps among them. Random starts are a function of its seed, the
+                objective's step and the sample's number.
+
+        Raises:
+            TypeError: attribution or target_map are of another kind, or a setting is unknown.
+            ValueError: a setting is out of range or unknown.
+        """
+        _check.one_of(objective, "objective", OBJECTIVES)
         _check.not_negative(lambda_, "lambda_")
         _check.one_of(outer, "outer", OUTER)
         callable_ = target_map is None or callable(target_map)
         _check.require(callable_, "target_map", "be a function of the batch", target_map, TypeError)
-        self.adversarial = isinstance(attack, AdversarialIFIA)
-        self.attack = replace(attack, lambda_=lambda_) if isinstance(attack, AdversarialIFIA) else attack
+        if not isinstance(attribution, Explainer):
+            contract = "be an explainer, or a function that makes one of a net"
+            _check.require(callable(attribution), "attribution", contract, attribution, TypeError)
+            attribution = PerBatch(partial(_of_net, attribution))
+        self.adversarial = objective == "eq6"
+        weight = {"lambda_": lambda_} if self.adversarial else {}
+        self.attack = OBJECTIVES[objective](attribution, dissimilarity=dissimilarity, **weight, **settings)
         self.lambda_, self.outer, self.target_map = lambda_, outer, target_map
 
     def prepare(self, batch: Batch) -> None:
@@ -132,11 +159,12 @@ class FAR(Term):
         """Return the attack on this batch's network, with this step's random numbers."""
         seed, explainer = self.attack.seed, self.attack.explainer
         if isinstance(explainer, PerBatch):
-            explainer = explainer.make(batch)
+            made = explainer.make(batch)
+            explainer = _check.instance(made, "attribution", Explainer, "make an explainer")
         same = explainer.net.base is batch.net.base
-        _check.require(same, "attack", "explain the objective's net, or a view of it", "another net")
+        _check.require(same, "attribution", "explain the objective's net, or a view of it", "another net")
         key = seed if isinstance(seed, tuple) else (seed,)
-        return replace(self.attack, explainer=explainer, seed=(*key, batch.step))
+        return replace(self.attack, explainer=explainer, seed=(*key, int(batch.step)))
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the mean over the batch."""
@@ -145,6 +173,10 @@ class FAR(Term):
             scores = batch.scores if images is None else batch.net.differentiable_scores(images)
         loss = functional.cross_entropy(scores, batch.y)
         return loss if distance is None else loss + self.lambda_ * distance.mean()
+
+
+def _of_net(make: Callable[[Net], Explainer], batch: Batch) -> Explainer:
+    return make(batch.net)
 
 
 def _own(net: Net) -> Net:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from fastxai.attacks import IFIA
 from fastxai.engine.heads import Output
 from fastxai.training._ig import from_x
-from fastxai.training.far import FAR
+from fastxai.training.far import FAR, zeros
 
 __all__ = ["IGNorm"]
 
@@ -52,6 +49,7 @@ class IGNorm(FAR):
         Raises:
             TypeError, ValueError: a setting is unknown or wrong.
         """
-        fixed = {"dissimilarity": "l1", "random_start": True}
-        attack = IFIA(from_x(n_steps, output), eps=eps, **(fixed | settings))
-        super().__init__(attack, lambda_, outer, lambda batch: torch.zeros_like(batch.x))
+        fixed: dict[str, Any] = {"dissimilarity": "l1", "random_start": True, **settings}
+        super().__init__(
+            "eq5", from_x(n_steps, output), eps=eps, lambda_=lambda_, outer=outer, target_map=zeros, **fixed
+        )

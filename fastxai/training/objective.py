@@ -109,8 +109,8 @@ class Term(ABC):
     def made_with(self) -> dict[str, Any]:
         """Return the public attributes beside the weight as JSON values: what checkpoints compare and results record.
 
-        An object is its class's name with its own settings, a function its name (a ``partial``'s with the arguments), a
-        tensor its shape and digest.
+        An object is its class's name with its own settings, a function its name (a ``partial``'s with the arguments, a
+        lambda's with the names and constants that it uses), a tensor its shape and digest.
         """
         return {name: _told(value) for name, value in vars(self).items() if name != "weight" and name[0] != "_"}
 
@@ -145,6 +145,9 @@ def _told(value: Any) -> Any:
     if isinstance(value, partial):
         named = {name: _told(one) for name, one in value.keywords.items()}
         return {"kind": _told(value.func), "args": _told(value.args), **named}
+    if getattr(value, "__name__", None) == "<lambda>":
+        closed = [_told(cell.cell_contents) for cell in value.__closure__ or ()]
+        return {"kind": "<lambda>", "uses": [*value.__code__.co_names, *map(_told, value.__code__.co_consts), *closed]}
     return getattr(value, "__qualname__", kind)
 
 
@@ -200,7 +203,8 @@ class Objective(nn.Module):
             x: inputs [N, ...], N > 0.
             y: labels, LongTensor [N].
             index: the samples' numbers [N], which key random numbers; by default their places in the batch.
-            masks: what the maps should be, [N, ...], for terms that compare them with it.
+            masks: what the maps should be, [N, ...], with channels or without, of any dtype; for terms that compare
+                maps with it.
             step: the number of the batch, LongTensor [], in place of ``self.step``, which does not count this one then:
                 for recorded calls.
 
@@ -214,6 +218,12 @@ class Objective(nn.Module):
             whole = not _check.tensor(numbers, name, False).is_floating_point()
             _check.require(whole, name, "hold integers", numbers.dtype, TypeError)
             _check.shape(numbers, name, (len(x),))
+        if masks is not None:
+            bare, full = [len(x), *x.shape[2:]], list(x.shape)
+            shape = list(_check.tensor(masks, "masks", False).shape)
+            _check.require(shape in (bare, full), "masks", f"have shape {bare} or {full}", shape)
+            _check.require(masks.device == x.device, "masks", f"be on x's device {x.device}", masks.device)
+            masks = masks.to(x.dtype)
         batch = Batch(self.net, x, y, index, self.step if step is None else step, masks)
         for term in self.terms:
             term.prepare(batch)

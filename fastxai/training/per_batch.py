@@ -19,7 +19,7 @@ class PerBatch(Explainer):
         make: the function; the explainer's net must be ``batch.net``, or a view of it.
 
     >>> from fastxai.training import FAR, PerBatch
-    >>> term = FAR(fastxai.IFIA(PerBatch(lambda batch: fastxai.Gradient(batch.net)), eps=0.1))
+    >>> term = FAR("eq5", PerBatch(lambda batch: fastxai.IntegratedGradients(batch.net, batch.x.mean(0))), eps=0.1)
     """
 
     def __init__(self, make: Callable[[Batch], Explainer]) -> None:

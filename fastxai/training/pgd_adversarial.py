@@ -12,7 +12,6 @@ from fastxai.attacks import IFIA, AdversarialIFIA
 from fastxai.explainers import Gradient
 from fastxai.training.far import FAR
 from fastxai.training.objective import Batch
-from fastxai.training.per_batch import PerBatch
 
 __all__ = ["PGDAdversarial"]
 
@@ -50,8 +49,7 @@ class PGDAdversarial(FAR):
             TypeError, ValueError: a setting is unknown or wrong.
         """
         _check.require(_check.positive(ratio, "ratio") <= 1, "ratio", "be at most 1", ratio)
-        explainer = PerBatch(lambda batch: Gradient(batch.net))
-        super().__init__(AdversarialIFIA(explainer, eps=eps, lambda_=0, steps=steps, **settings))
+        super().__init__("eq6", Gradient, eps=eps, lambda_=0, steps=steps, **settings)
         self.ratio = ratio
 
     def _attacked(self, samples: int) -> int:

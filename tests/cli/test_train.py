@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import fastxai
 from fastxai.cli import main, train
 from fastxai.cli._terms import terms
 from fastxai.data import Labelled, labelled, save_npz
 from fastxai.models import INITIALISATIONS
-from fastxai.training import AAT, AdvAAT, Dataset
+from fastxai.training import AAT, FAR, AdvAAT, Dataset, Objective
 
 TOML = """
 [data]
@@ -197,6 +198,24 @@ def test_terms_of_a_table() -> None:
     torch.testing.assert_close(torch.stack([low, high]), torch.tensor([[-1.0, -2], [1, 3]]))
     (term,) = terms({"adv_aat": {"eps": 0.3, "seed": 8}}, 3, Dataset(data.images, data.labels))
     assert isinstance(term, AdvAAT) and term.attack.bounds == (0, 1) and term.attack.seed == 8
+
+
+def test_far_of_a_table() -> None:
+    """Any map by its name, LRP's box being the images' range."""
+    x, y = torch.rand(3, 2, 6, 6), torch.tensor([0, 1, 2])
+    data = Dataset(x, y, (0.5, 0.4), (0.5, 0.2))
+    net = fastxai.compile(torch.nn.Sequential(torch.nn.Conv2d(2, 3, 6), torch.nn.Softplus(), torch.nn.Flatten()))
+    ig = {"method": "integrated_gradients", "n_steps": 3}
+    told = []
+    for objective, asked in (("eq5", "gradient"), ("eq6", ig), ("eq6", {**ig, "n_steps": 4}), ("eq6", "lrp")):
+        (term,) = terms({"far": {"objective": objective, "attribution": asked, "eps": 0.1, "lambda": 0.3}}, 3, data)
+        assert isinstance(term, FAR) and term.lambda_ == 0.3 and term.attack.seed == 3
+        Objective(net, [term])((x - 0.5) / 0.5, y).backward()
+        told.append(json.dumps(term.made_with()))
+    assert len(set(told)) == 4
+    for wrong in ({}, {"attribution": "patterns"}, {"attribution": {"n_steps": 3}}):
+        with pytest.raises(ValueError, match="attribution must be one of 'gradient', "):
+            terms({"far": {"objective": "eq5", "eps": 0.1, **wrong}}, 3, data)
 
 
 def test_builtin_network_and_initialisation() -> None:

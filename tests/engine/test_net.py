@@ -146,7 +146,9 @@ class TestErrors:
         rejects(ValueError, "mean | finite | 'dark'", lambda: compile_(model, mean="dark"))  # type: ignore[arg-type]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            rejects(ValueError, r"std | 2 channels | \[1.0, 2.0, 3.0\]", lambda: compile_(model, std=[1, 2, 3])(batch()))
+            rejects(
+                ValueError, r"std | 2 channels | \[1.0, 2.0, 3.0\]", lambda: compile_(model, std=[1, 2, 3])(batch())
+            )
 
     @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan"), float("inf"), "3"])
     def test_beta(self, beta: Any) -> None:

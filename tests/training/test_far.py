@@ -277,7 +277,9 @@ def test_target_maps_of_ones_own() -> None:
     given = torch.rand(4, 1, 6, 6, dtype=torch.float64, requires_grad=True)
     for target, reduce in ((given, None), (given[:, 0], "abs_sum")):
         attack = IFIA(explainer, eps=EPS, steps=2, seed=1)
-        loss = Objective(net, [FAR(attack, LAMBDA, target_map=lambda _, target=target: target)])(x, y)
+        options: dict[str, Any] = {"eps": EPS, "steps": 2, "seed": 1, "lambda_": LAMBDA}
+        term = FAR("eq5", explainer, target_map=lambda _, target=target: target, **options)
+        loss = Objective(net, [term])(x, y)
         found = attack.perturb(x, y, target.detach())
         h = explainer.attribute(found.images, y)
         if reduce:
@@ -319,13 +321,27 @@ def test_masks_are_the_target(channels: bool) -> None:
         Objective(net, [term])(x, y)
 
 
+def test_masks_of_any_dtype() -> None:
+    model, (x, y) = cnn(), batch()
+    given = torch.rand(4, 6, 6) > 0.5
+    objective = Objective(fastxai.compile(model), [AAT(EPS, LAMBDA, POINTS, target_map=masks, restarts=1, **SETTINGS)])
+    losses = [objective.eval()(x, y, masks=one) for one in (given, given.byte(), given.float(), given.double())]
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+    torch.testing.assert_close(objective(x, y, masks=given, step=torch.tensor(0)), losses[0])
+    for wrong, message in (
+        (given[:3], r"masks must have shape \[4, 6, 6\] or \[4, 1, 6, 6\], got \[3"),
+        ("none", "masks"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            objective(x, y, masks=wrong)
+
+
 def test_smoothed_views_and_autocast() -> None:
     """A smoothed explainer explains another function, so that its scores are not the model's."""
     model, (x, y) = cnn(), batch()
     net = fastxai.compile(model)
     smooth = fastxai.Gradient(net.with_activation("softplus", beta=2.0))
-    attack = AdversarialIFIA(smooth, eps=EPS, steps=2, lambda_=LAMBDA, seed=(4,))
-    objective = Objective(net, [FAR(attack)])
+    objective = Objective(net, [FAR("eq6", smooth, eps=EPS, steps=2, lambda_=LAMBDA, seed=(4,))])
     loss = objective.eval()(x, y)
     images = AdversarialIFIA(smooth, eps=EPS, steps=2, lambda_=LAMBDA, seed=(4, 0)).perturb(x, y).images
     d = fastxai.attacks.dissimilarities.pcl(smooth.attribute(images, y), smooth.attribute(x, y))
@@ -346,8 +362,7 @@ def test_the_outer_step_without_a_surrogate_is_that_of_the_plain_net() -> None:
             model = cnn()
             net = fastxai.compile(model)
             one = fastxai.Gradient(net.with_surrogate("curvature", BETA) if view else net)
-            attack = IFIA(one, eps=EPS, beta=BETA, **{k: v for k, v in SETTINGS.items() if k != "beta"})
-            Objective(net, [FAR(attack, 5.0, outer)])(x, y).backward()
+            Objective(net, [FAR("eq5", one, eps=EPS, lambda_=5.0, outer=outer, **SETTINGS)])(x, y).backward()
             gradients[view, outer] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     for outer in ("curvature", "none"):
         torch.testing.assert_close(gradients[True, outer], gradients[False, outer], rtol=0, atol=1e-14)
@@ -363,8 +378,19 @@ def test_terms_tell_all_that_a_term_was_made_with() -> None:
     baselines = torch.rand(1, 4)
     given = (baselines, baselines.clone(), baselines / 2)
     ig = [fastxai.IntegratedGradients(nn.Linear(4, 3), value) for value in given]
-    one, alike, other = (json.dumps(FAR(IFIA(each, eps=EPS)).made_with()) for each in ig)
+    one, alike, other = (json.dumps(FAR("eq5", each, eps=EPS).made_with()) for each in ig)
     assert one == alike != other
+    scale = 4
+    makes = (
+        fastxai.Gradient,
+        fastxai.InputXGradient,
+        lambda net: fastxai.Gradient(net),
+        lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), 2),
+        lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), 3),
+        lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), scale),
+    )
+    told = [json.dumps(FAR("eq5", make, eps=EPS).made_with()) for make in makes]
+    assert len(set(told)) == len(told) and '"Gradient"' in told[0]
 
 
 def test_weights_are_not_shared_with_the_attack() -> None:
@@ -381,15 +407,31 @@ def test_weights_are_not_shared_with_the_attack() -> None:
 def test_errors() -> None:
     net, (x, y) = fastxai.compile(cnn()), batch()
     gradient = fastxai.Gradient(net)
-    attack = IFIA(gradient, eps=EPS)
-    other = IFIA(fastxai.Gradient(cnn()), eps=EPS)
-    bare = IFIA(PerBatch(lambda batch: gradient), eps=EPS)
+    other = fastxai.Gradient(cnn())
+    bare = PerBatch(lambda batch: gradient)
+
+    def term(objective: str = "eq5", attribution: Any = gradient, **more: Any) -> FAR:
+        return FAR(objective, attribution, **({"eps": EPS} | more))
+
+    def trained(*given: Any) -> Tensor:
+        return Objective(net, [term(*given)])(x, y)
+
     for kind, message, make in (
-        (TypeError, "attack must be an IFIA or an AdversarialIFIA, got PGD", lambda: FAR(PGD(net, eps=1))),  # type: ignore[arg-type]
-        (ValueError, "lambda_ must be finite and not negative, got -1", lambda: FAR(attack, -1)),
-        (ValueError, "outer must be one of 'curvature', 'none', got 'exact'", lambda: FAR(attack, outer="exact")),
-        (TypeError, "target_map must be a function of the batch", lambda: FAR(attack, target_map=x)),  # type: ignore[arg-type]
-        (ValueError, "attack must explain the objective's net", lambda: Objective(net, [FAR(other)])(x, y)),
+        (ValueError, "objective must be one of 'eq5', 'eq6', got 'eq7'", lambda: term("eq7")),
+        (TypeError, "attribution must be an explainer, or a function that makes one", lambda: term("eq5", "gradient")),
+        (
+            TypeError,
+            "attribution must make an explainer, got Net",
+            lambda: Objective(net, [term("eq5", lambda net: net)])(x, y),
+        ),
+        (ValueError, "lambda_ must be finite and not negative, got -1", lambda: term(lambda_=-1)),
+        (ValueError, "outer must be one of 'curvature', 'none', got 'exact'", lambda: term(outer="exact")),
+        (TypeError, "target_map must be a function of the batch", lambda: term(target_map=x)),
+        (
+            ValueError,
+            "attribution must explain the objective's net",
+            lambda: Objective(net, [term("eq5", other)])(x, y),
+        ),
         (ValueError, "eps must be finite and positive, got 0", lambda: AAT(0)),
         (ValueError, "n_steps must be at least 1", lambda: AdvAAT(EPS, n_steps=0)),
         (TypeError, "n_steps must be an integer", lambda: IGNorm(EPS, n_steps="auto")),  # type: ignore[arg-type]
@@ -399,11 +441,10 @@ def test_errors() -> None:
         (ValueError, "ratio must be finite and positive, got 0", lambda: PGDAdversarial(EPS, 0)),
         (ValueError, "x must lie within the bounds", lambda: Objective(net, [AAT(EPS)])(x + 1, y)),
         (TypeError, "make must be callable, got 3", lambda: PerBatch(3)),  # type: ignore[arg-type]
-        (RuntimeError, "PerBatch has no map outside an objective", lambda: bare.explainer.map_and_scores(x)),
+        (RuntimeError, "PerBatch has no map outside an objective", lambda: bare.map_and_scores(x)),
     ):
         with pytest.raises(kind, match=message):
             make()
-    assert FAR(AdversarialIFIA(gradient, eps=EPS, lambda_=0.3)).lambda_ == 0.3
-    assert FAR(AdversarialIFIA(gradient, eps=EPS, lambda_=0.3), 0.2).attack.lambda_ == 0.2  # type: ignore[union-attr]
+    assert term("eq6", lambda_=0.3).attack.lambda_ == 0.3  # type: ignore[union-attr]
     with pytest.warns(UserWarning, match="no gradient where the attack starts"):
-        Objective(net, [FAR(IFIA(gradient, eps=EPS, beta=None))])(x, y)
+        Objective(net, [term(beta=None)])(x, y)
