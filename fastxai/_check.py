@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 
 __all__ = [
     "NotFiniteError",
+    "every_sample",
     "finite_samples",
     "given",
+    "index_of",
     "instance",
     "not_negative",
     "numbers",
@@ -59,19 +62,19 @@ def tensor(value: Any, name: str, floating: bool = True) -> Tensor:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def positive(value: float, name: str) -> float:
     """Return the value as a float if it is finite and above zero; ValueError otherwise."""
     # A comparison, not math.isfinite: torch.compile traces it with a symbolic value.
-    require(_is_number(value) and 0 < value < math.inf, name, "be finite and positive", value)
+    require(_is_number(value) and 0 < value < math.inf, name, "be finite and positive", repr(value))
     return float(value)
 
 
 def not_negative(value: float, name: str) -> float:
     """Return the value as a float if it is finite and zero or above; ValueError otherwise."""
-    require(_is_number(value) and 0 <= value < math.inf, name, "be finite and not negative", value)
+    require(_is_number(value) and 0 <= value < math.inf, name, "be finite and not negative", repr(value))
     return float(value)
 
 
@@ -96,14 +99,32 @@ def shape(value: Tensor, name: str, expected: tuple[int, ...]) -> Tensor:
     return value
 
 
+def every_sample(fits: Tensor, name: str, contract: str, got: str, kind: type[Exception] = ValueError) -> None:
+    """Raise ``kind("<name> must <contract>, got <got> for samples [...]")`` unless all of fits [N, ...] is true."""
+    if not fits.all():
+        broken = (~fits.reshape(len(fits), -1).all(1)).nonzero()[:, 0].tolist()
+        shown = f"{broken[:8]}"[:-1] + ", ...]" if len(broken) > 8 else f"{broken}"
+        require(False, name, contract, f"{got} for samples {shown}", kind)
+
+
 def finite_samples(values: Tensor, name: str, contract: str) -> Tensor:
     """Return the tensor [N, ...] if all of it is finite; NotFiniteError with the numbers of the others."""
-    finite = values.isfinite()
-    if not finite.all():
-        broken = (~finite.flatten(1).all(1)).nonzero()[:, 0].tolist()
-        shown = f"{broken[:8]}"[:-1] + ", ...]" if len(broken) > 8 else f"{broken}"
-        require(False, name, contract, f"inf or nan for samples {shown}", NotFiniteError)
+    every_sample(values.isfinite(), name, contract, "inf or nan", NotFiniteError)
     return values
+
+
+def index_of(index: Any, x: Tensor) -> Tensor:
+    """Return the numbers of the samples x, LongTensor [N]; 0 .. N-1 where index is None.
+
+    Raises:
+        TypeError: index is no tensor of integers.
+        ValueError: its shape is not [N].
+    """
+    if index is None:
+        return torch.arange(len(x), device=x.device)
+    whole = not (tensor(index, "index", False).is_floating_point() or index.dtype == torch.bool)
+    require(whole, "index", "hold integers", index.dtype, TypeError)
+    return shape(index, "index", (len(x),)).to(x.device, torch.long)
 
 
 def same_place(value: Tensor, name: str, other: Tensor, other_name: str) -> Tensor:

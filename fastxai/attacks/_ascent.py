@@ -238,12 +238,8 @@ class Ascent(ABC):
             moved, terms, gradient, held, frozen, *parts = how.run(iterate, inputs)
             images, best = moved, replace(best, parts=tuple(parts))
             history[number][:, rows] = terms
-            if number == 0 and n and not gradient.any():
-                warnings.warn(
-                    "the objective has no gradient where the attack starts, so it will not move; what helps is "
-                    "beta= on a piecewise linear network, and random_start=True where maps are equal at the start.",
-                    stacklevel=4,
-                )
+            if number == 0 and n:
+                self._check_gradient(gradient)
             if how.stop == "drop" and held is not None:
                 left = held.nonzero()[:, 0]
                 if not len(left):
@@ -254,6 +250,17 @@ class Ascent(ABC):
         best = best.against(rows, images, point, t.fill_(self.steps))
         history[self.steps][:, rows] = _terms(point, frozen)
         return self._found(best, history, n)
+
+    def _check_gradient(self, gradient: Tensor) -> None:
+        """Complain of a first gradient [R N, ...] by which the attack cannot move."""
+        by_sample = gradient.view(self.restarts, -1, *gradient.shape[1:]).transpose(0, 1)
+        _check.finite_samples(by_sample, "the objective's gradient", "be finite where the attack starts")
+        if not gradient.any():
+            warnings.warn(
+                "the objective has no gradient where the attack starts, so it will not move; what helps is "
+                "beta= on a piecewise linear network, and random_start=True where maps are equal at the start.",
+                stacklevel=5,
+            )
 
     def _iterate(
         self, objective: Objective, names: tuple[str, ...], n: int, box: Box, *state: Any

@@ -12,7 +12,7 @@ from fastxai import _check, _random
 from fastxai.attacks._optimizer import Box
 from fastxai.kernels import attack_step
 
-__all__ = ["Ball", "Bound", "Restarts", "box_of", "numbers_of"]
+__all__ = ["Ball", "Bound", "Restarts", "box_of"]
 
 Bound = float | Sequence[float] | Tensor
 
@@ -138,17 +138,3 @@ def box_of(bounds: tuple[Bound, Bound], x: Tensor) -> tuple[Box, Tensor]:
     if not inside:
         _check.require(False, "x", "lie within the bounds", f"{x.min().item():.4g} .. {x.max().item():.4g}")
     return (made[0], made[1]), x.clamp(low, high)
-
-
-def numbers_of(index: Tensor | None, x: Tensor) -> Tensor:
-    """Return the numbers of the samples x, LongTensor [N]; 0 .. N-1 where index is None.
-
-    Raises:
-        TypeError: index is no LongTensor.
-        ValueError: its shape is not [N].
-    """
-    if index is None:
-        return torch.arange(len(x), device=x.device)
-    whole = isinstance(index, Tensor) and not index.is_floating_point()
-    _check.require(whole, "index", "be a LongTensor", type(index).__name__, TypeError)
-    return _check.shape(index, "index", (len(x),)).to(x.device, torch.long)

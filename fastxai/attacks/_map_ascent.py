@@ -12,7 +12,7 @@ from torch.nn import functional
 from fastxai import _check
 from fastxai.attacks import dissimilarities
 from fastxai.attacks._ascent import Ascent, How, Label, Objective, Point, inputs_of, labels_of, loss_at
-from fastxai.attacks._ball import box_of, numbers_of
+from fastxai.attacks._ball import box_of
 from fastxai.attacks._recorded import graphs_for
 from fastxai.attacks._result import MapAscentResult, OutputChange
 from fastxai.attacks.dissimilarities import DISSIMILARITIES, Dissimilarity
@@ -23,6 +23,8 @@ __all__ = ["MapAscent"]
 
 # These compare pixels, not channels.
 _OF_PIXELS = ("top_k", "mass_centre", "ssim")
+# A signed map whose sum is a smaller share of its sum of |.| is not scaled to sum 1.
+_LEAST_SUM = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,13 @@ class MapAscent(Ascent):
             return net
         return net.with_surrogate("curvature", self.beta)
 
+    def known(self) -> str | None:
+        """Return the name of d_s, also where its function is given; None for a function of one's own."""
+        if isinstance(self.dissimilarity, str):
+            return self.dissimilarity
+        given = self.dissimilarity.func if isinstance(self.dissimilarity, partial) else self.dissimilarity
+        return next((name for name, function in DISSIMILARITIES.items() if function is given), None)
+
     def difference(self) -> Dissimilarity:
         """Return d_s as a function."""
         if callable(self.dissimilarity):
@@ -98,7 +107,7 @@ class MapAscent(Ascent):
     ) -> MapAscentResult:
         """Ascend d_s, or loss + weight d_s; arguments as for ``IFIA.perturb``."""
         x = inputs_of(x)
-        (box, x), index = box_of(self.bounds, x), numbers_of(index, x)
+        (box, x), index = box_of(self.bounds, x), _check.index_of(index, x)
         net, view = self.explainer.net, self.view()
         with torch.no_grad():
             scores = _check.finite_samples(net.base(x), "x", "have finite scores")
@@ -111,11 +120,12 @@ class MapAscent(Ascent):
                 h = _check.same_place(_check.tensor(original_map, name), name, x, "x").detach()
                 _check.finite_samples(_check.shape(h, name, tuple(x.shape)), name, "be finite")
         reduce = self._reduce(target_map, h)
-        goal = _shown(h, reduce) if target_map is None else _target(target_map, h, reduce)
+        goal = _shown(h, reduce) if target_map is None else self._goal(target_map, h, reduce)
         objective = _Objective(self, view, labels, scores.argmax(1), goal, reduce, weight)
         with torch.no_grad():
             every = torch.arange(len(x), device=x.device)
             original = objective.point(h, scores, objective.losses(scores, every), every)
+            _check.finite_samples(original.value, "dissimilarity(S, S_T)", "be finite at x")
         moved = self._moved(flat=weight is None and target_map is None)
         starts = self.starts(x, box, index, moved=moved)
         graphs = None if callable(self.dissimilarity) else graphs_for(self.explainer, x, self.steps)
@@ -140,14 +150,29 @@ class MapAscent(Ascent):
             bounds=box,
         )
 
+    def _goal(self, target_map: Tensor, h: Tensor, reduce: str | None) -> Tensor:
+        """Return S_T as it is compared; ValueError where it says nothing of what a map should show."""
+        goal, name = _target(target_map, h, reduce), "target_map"
+        if reduce is not None:
+            full = target_map.dim() == h.dim()
+            values = (target_map.abs() if reduce == "abs_sum" and full else target_map).flatten(1)
+            if reduce == "abs_sum":
+                _check.every_sample(values >= 0, name, "not be negative, as sums of |.| are not", "a negative value")
+            sums = values.sum(1).abs() > _LEAST_SUM * values.abs().sum(1)
+            _check.every_sample(sums, name, "have a sum that is not 0, as it is scaled to 1", "0")
+        if self.known() == "top_k":
+            marked = (goal != 0).flatten(1).sum(1) >= self.k
+            _check.every_sample(marked, name, f"have k = {self.k} values that are not 0 for top_k", "fewer")
+        return goal
+
     def _moved(self, *, flat: bool) -> bool:
         """Return whether every start is random; ``flat`` says that equal maps are where the ascent would start."""
-        flat = flat and self.dissimilarity != "top_k"
+        flat = flat and self.known() != "top_k"
         if self.random_start is None:
             return flat
         # Further restarts start at random points.
-        stuck = flat and self.random_start is False and self.restarts == 1 and not callable(self.dissimilarity)
-        contract = f"not be False: {self.dissimilarity} has no gradient at equal maps, so the attack would not move"
+        stuck = flat and self.random_start is False and self.restarts == 1 and self.known() is not None
+        contract = f"not be False: {self.known()} has no gradient at equal maps, so the attack would not move"
         _check.require(not stuck, "random_start", contract, self.random_start)
         return bool(self.random_start)
 
@@ -155,7 +180,7 @@ class MapAscent(Ascent):
         if self.reduce != "auto":
             return self.reduce
         bare = target_map is not None and _check.tensor(target_map, "target_map").dim() == h.dim() - 1
-        return "abs_sum" if bare or self.dissimilarity in _OF_PIXELS else None
+        return "abs_sum" if bare or self.known() in _OF_PIXELS else None
 
 
 def _rows_alike(explainer: Explainer) -> bool:

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fastxai import _check
 from fastxai.metrics import mse, pcc, ssim
 
 __all__ = ["AscentResult", "AttackResult", "MapAscentResult", "Metrics", "OutputChange", "Similarity"]
@@ -113,8 +114,7 @@ class AttackResult:
             f"{name:<16} PCC {median(s.pcc):6.3f}  SSIM {median(s.ssim):6.3f}  MSE {median(s.mse):.2e}"
             for name, s in (*rows, ("image", self.metrics.image))
         ]
-        kept = f"class kept {int(self.class_kept.sum())}/{len(self.class_kept)}"
-        return "\n".join([*lines, f"{kept}, softmax moved by {median(self.output_change.softmax):.1e} (medians)"])
+        return "\n".join([*lines, _output_line(self.class_kept, self.output_change)])
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,14 @@ class AscentResult:
     best_step: Tensor
     best_restart: Tensor
 
+    def __str__(self) -> str:
+        """Return the objective's summands before and after, as medians over the batch."""
+        lines = [
+            f"{name:<16} {median(values[0]):.3g} at the start, {median(self.terms[name]):.3g} at the end"
+            for name, values in self.history.items()
+        ]
+        return "\n".join([*lines, _output_line(self.class_kept, self.output_change)])
+
 
 @dataclass(frozen=True)
 class MapAscentResult(AscentResult):
@@ -166,7 +174,13 @@ class MapAscentResult(AscentResult):
 
     @cached_property
     def metrics(self) -> Metrics:
-        """How alike maps and images are; for images [N, C, H, W], H and W at least 7."""
+        """How alike maps and images are; for images [N, C, H, W], H and W at least 7.
+
+        Raises:
+            ValueError: the bounds are infinite, so that images have no [0, 1] to be compared in.
+        """
+        finite = all(bool(bound.isfinite().all()) for bound in self.bounds)
+        _check.require(finite, "bounds", "be finite where images are compared", [one.tolist() for one in self.bounds])
         unit, unit_0 = (unit_images(images, self.bounds) for images in (self.images, self.originals))
         return Metrics(
             Similarity.between(self.maps, self.target_maps),
@@ -179,6 +193,11 @@ def unit_images(images: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
     """Return images [N, C, H, W] with the lowest valid value at 0 and the highest at 1; bounds [C] each."""
     low, high = (bound.view(-1, 1, 1) for bound in bounds)
     return (images - low) / (high - low)
+
+
+def _output_line(class_kept: Tensor, change: OutputChange) -> str:
+    kept = f"class kept {int(class_kept.sum())}/{len(class_kept)}"
+    return f"{kept}, softmax moved by {median(change.softmax):.1e} (medians)"
 
 
 def median(values: Tensor) -> float:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fastxai import _backend, _check
 from fastxai.attacks._ascent import inputs_of
-from fastxai.attacks._ball import box_of, numbers_of
+from fastxai.attacks._ball import box_of
 from fastxai.attacks._optimizer import OPTIMIZERS, Box, Optimizer
 from fastxai.attacks._recorded import graphs_for
 from fastxai.attacks._result import AttackResult, Metrics, OutputChange, Similarity, unit_images
@@ -164,7 +164,7 @@ class Task:
 
     def _rows(self, output: Tensor, index: Tensor | None) -> _Rows:
         x, restarts = self.x, self.attack.restarts
-        index = numbers_of(index, x)
+        index = _check.index_of(index, x)
         starts = x if restarts is None else restarts.starts(x, self.attack.ball, self.box, index)
         constants = (x, self.target_map, self.target, self.classes, output)
         return _Rows(torch.arange(len(starts), device=x.device), starts, *map(self._copies, constants))

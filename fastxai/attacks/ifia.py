@@ -103,8 +103,8 @@ class IFIA(MapAscent):
         (0.3, 50, 7)
         """
         eps, k = radius_and_k(data)
-        fixed = {"eps": eps, "k": k, "dissimilarity": "top_k", "steps": 7, "rel_stepsize": 1.2 / 7}
-        return cls(explainer, **(fixed | {"beta": 1.0, "restarts": 3} | changes))
+        fixed: dict[str, Any] = {"eps": eps, "k": k, "dissimilarity": "top_k", "beta": 1.0, "restarts": 3}
+        return cls(explainer, **(fixed | changes))
 
     @classmethod
     def ghorbani(cls, explainer: Explainer, kind: str, **changes: Any) -> IFIA:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastxai import _check
 from fastxai.attacks._ascent import Ascent, How, Label, Objective, Point, inputs_of, labels_of, loss_at
-from fastxai.attacks._ball import box_of, numbers_of
+from fastxai.attacks._ball import box_of
 from fastxai.attacks._far import radius_and_k
 from fastxai.attacks._recorded import graphs_of
 from fastxai.attacks._result import AscentResult, OutputChange
@@ -26,7 +26,7 @@ class PGD(Ascent):
         x_adv <- project(x_adv + alpha normalise(nabla l)), normalise = sign ("linf") or g / |g|_2 ("l2")
 
     It attacks the model as given, in eval mode. Of all iterates and restarts the one with the highest loss is returned,
-    each sample by itself; a sample is fooled where ``class_kept`` is False.
+    each sample by itself; a sample is fooled where ``output_change.classes`` is not its label.
 
     Attributes:
         net: the compiled network; a module is compiled first.
@@ -78,8 +78,8 @@ class PGD(Ascent):
         >>> fastxai.PGD.preset(torch.nn.Linear(4, 3), "cifar10").eps
         0.03
         """
-        eps, _ = radius_and_k(data)
-        return cls(net, **({"eps": eps, "steps": 40, "rel_stepsize": 0.03} | changes))
+        fixed: dict[str, Any] = {"eps": radius_and_k(data)[0]}
+        return cls(net, **(fixed | changes))
 
     def perturb(self, x: Tensor, y: Label = None, *, index: Tensor | None = None) -> AscentResult:
         """Attack a batch.
@@ -96,7 +96,7 @@ class PGD(Ascent):
         """
         assert isinstance(self.net, Net)
         net, (box, x) = self.net.base, box_of(self.bounds, inputs_of(x))
-        index = numbers_of(index, x)
+        index = _check.index_of(index, x)
         scores = _check.finite_samples(net(x), "x", "have finite scores")
         objective = _Loss(net, labels_of(y, scores))
         starts = self.starts(x, box, index, moved=bool(self.random_start))

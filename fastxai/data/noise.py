@@ -68,7 +68,7 @@ def noisy(
     _check.require(isinstance(seed, int), "seed", "be an int", seed, TypeError)
     lowest, highest = _bound(low, "low", x), _bound(high, "high", x)
     _check.require(bool((lowest < highest).all()), "low, high", "be below one another", (low, high))
-    numbers = torch.arange(x.shape[0], device=x.device) if index is None else _numbers(index, x)
+    numbers = _check.index_of(index, x)
     # Beside the seed, so that no noise repeats the directions of Hessian-vector products by the same seed.
     key = (seed, 1 + KINDS.index(kind))
     if kind == "salt_and_pepper":
@@ -103,9 +103,3 @@ def _bound(value: Bound, name: str, x: Tensor) -> Tensor:
     fits = tuple(bound.shape) in ((), (channels,)) and bool(bound.isfinite().all())
     _check.require(fits, name, f"be one finite number or {channels}", value)
     return bound.view(-1, *[1] * (x.dim() - 2))
-
-
-def _numbers(index: Tensor, x: Tensor) -> Tensor:
-    whole = not _check.tensor(index, "index", False).is_floating_point()
-    _check.require(whole, "index", "hold integers", index.dtype, TypeError)
-    return _check.shape(index, "index", (x.shape[0],)).to(x.device)

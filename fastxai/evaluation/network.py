@@ -119,7 +119,7 @@ def hessian_norms(
     >>> fastxai.evaluation.hessian_norms(net, torch.zeros(5, 4)).shape
     torch.Size([5])
     """
-    numbers = torch.arange(len(x), device=x.device) if index is None else _check.shape(index, "index", (len(x),))
+    numbers = _check.index_of(index, x)
     found = []
     with warnings.catch_warnings():
         # It says that the Hessian is zero: here the zeros are the answer.

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastxai import _check
 from fastxai.attacks import IFIA, PGD
+from fastxai.attacks._ball import box_of
+from fastxai.engine import arguments
 from fastxai.evaluation.network import correct
 from fastxai.explainers import reduce_map
 from fastxai.metrics import kendall_tau, top_k_intersection
 
 __all__ = ["Robustness", "adversary", "robustness"]
+
+# How many samples are scored at once.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ def adversary(attack: IFIA) -> PGD:
     """
     kind = type(attack).__name__
     _check.require(isinstance(attack, IFIA), "attack", "be a fastxai.IFIA", kind, TypeError)
-    ball = {name: getattr(attack, name) for name in ("eps", "norm", "bounds", "seed")}
-    return PGD(attack.explainer.net.base, steps=40, rel_stepsize=0.03, **ball)
+    ball: dict[str, Any] = {name: getattr(attack, name) for name in ("eps", "norm", "bounds", "seed")}
+    return PGD(attack.explainer.net.base, **ball)
 
 
 def robustness(
@@ -108,9 +114,15 @@ def robustness(
     _check.require(_check.tensor(x, "x").dim() == 4, "x", "have shape [N, C, H, W]", list(x.shape))
     _check.require(isinstance(chunk, int) and chunk >= 1, "chunk", "be an int of at least 1", chunk)
     _check.one_of(reduce, "reduce", ("abs_sum", "sum", None))
-    right = correct(attack.explainer.net.base, x, labels)
-    labels = labels.to(x.device)
-    numbers = torch.arange(len(x), device=x.device) if index is None else _check.shape(index, "index", (len(x),))
+    box_of(attack.bounds, _check.finite_samples(x, "x", "be finite"))
+    numbers, net = _check.index_of(index, x), attack.explainer.net.base
+    with torch.no_grad():
+        scores = torch.cat([net(rows) for rows in x.split(_ROWS)])
+    _check.finite_samples(scores, "x", "have finite scores")
+    labels = arguments.classes(_check.tensor(labels, "labels", False), scores, "labels")
+    if len(x):
+        arguments.in_range(labels, scores.shape[1], "labels")
+    right = scores.argmax(1) == labels
     parts: list[Robustness] = []
     # An empty batch makes one empty chunk, and so results of no samples.
     for start in range(0, max(len(x), 1), chunk):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 
 import pytest
 import torch
@@ -210,8 +212,35 @@ def test_a_known_map_is_not_computed_again(monkeypatch, kind):
         one.perturb(x, 2, original_map=known.float())
 
 
+@pytest.mark.parametrize("name", ["top_k", "mass_centre", "ssim", "l2"])
+def test_a_dissimilarity_by_its_function_is_that_by_its_name(name):
+    x, function = images(3), getattr(fastxai.attacks.dissimilarities, name)
+    given = functools.partial(function, k=9) if name == "top_k" else function
+    want, got = (attack(dissimilarity=one, k=9, restarts=2).perturb(x) for one in (name, given))
+    assert torch.equal(want.images, got.images) and torch.equal(want.dissimilarity, got.dissimilarity)
+
+
+def test_results_are_read_at_a_glance():
+    x = images(3)
+    said = str(attack().perturb(x))
+    assert "dissimilarity" in said and "class kept 3/3" in said and len(said) < 200
+    assert "loss" in str(fastxai.PGD(cnn(), eps=0.1, steps=2, bounds=CHANNELS).perturb(x))
+    unbounded = attack(bounds=(-math.inf, math.inf)).perturb(x)
+    with pytest.raises(ValueError, match="bounds must be finite where images are compared"):
+        unbounded.metrics  # noqa: B018
+
+
+def test_presets_keep_their_reach():
+    """All steps together go 1.2 eps, however many there are, unless a step size is given."""
+    one = IFIA.preset(Gradient(cnn()), "cifar10", steps=3)
+    assert one.step_size == pytest.approx(0.03 * 1.2 / 3)
+    assert IFIA.preset(Gradient(cnn()), "cifar10", alpha=0.01).step_size == 0.01
+
+
 def test_argument_errors():
     x = images(3)
+    hole, few = torch.tensor([1.0, 0.0, 1.0]).double()[:, None, None], torch.zeros(3, 8, 8).double()
+    few[:, 0, :4] = 1
     cases = [
         ({}, (x[0, 0, 0],), {}, ValueError, r"x must have shape \[N, C, \.\.\.\]"),
         ({}, (x.long(),), {}, TypeError, "x must have a floating point dtype"),
@@ -232,6 +261,23 @@ def test_argument_errors():
         ({"random_start": False}, (x,), {}, ValueError, "random_start must not be False: pcl has no gradient at equal"),
         ({"dissimilarity": "top_k", "k": 65}, (x,), {}, ValueError, "k must be from 1 to 64"),
         ({"dissimilarity": lambda a, b: (a - b).sum()}, (x,), {}, ValueError, r"\(S, S_T\) must have shape \[3\]"),
+        ({}, (x, None, x[:, 0] - 1), {}, ValueError, r"target_map must not be negative.* for samples \[0, 1, 2\]"),
+        ({}, (x, None, x[:, 0].abs() * hole), {}, ValueError, r"target_map must have a sum .* samples \[1\]"),
+        ({"dissimilarity": "top_k", "k": 9}, (x, None, few), {}, ValueError, "target_map must have k = 9 values"),
+        (
+            {"dissimilarity": lambda a, b: (a / 0).sum((1, 2, 3))},
+            (x,),
+            {},
+            ValueError,
+            r"\(S, S_T\) must be finite at x",
+        ),
+        (
+            {"dissimilarity": lambda a, b: (a - b).square().sum((1, 2, 3)).sqrt(), "random_start": False},
+            (x,),
+            {},
+            ValueError,
+            r"the objective's gradient must be finite where the attack starts.* for samples \[0, 1, 2\]",
+        ),
         (
             {"dissimilarity": lambda a, b: b.sum((1, 2, 3))},
             (x,),

@@ -131,7 +131,8 @@ def test_layouts_and_grey_images() -> None:
 def test_the_adversary_has_the_ball_of_the_attack() -> None:
     one = replace(attack(), norm="l2", bounds=(-1.0, 2.0), restarts=4)
     pgd = evaluation.adversary(one)
-    assert (pgd.eps, pgd.norm, pgd.bounds, pgd.seed, pgd.steps, pgd.rel_stepsize) == (0.2, "l2", (-1, 2), 5, 40, 0.03)
+    assert (pgd.eps, pgd.norm, pgd.bounds, pgd.seed, pgd.steps) == (0.2, "l2", (-1, 2), 5, 40)
+    assert pgd.step_size == 0.2 * 0.03
     assert pgd.restarts == 1 and not pgd.random_start
     for data in ("mnist", "cifar10", "restricted_imagenet"):
         preset = fastxai.PGD.preset(one.explainer.net, data)
@@ -152,9 +153,23 @@ def test_the_adversary_has_the_ball_of_the_attack() -> None:
         ({"reduce": "mean"}, ValueError, "reduce must be one of"),
         ({"attack": attack(k=65)}, ValueError, "k must be"),
         ({"x": inputs() + 2}, ValueError, "x must"),
+        ({"x": inputs().masked_fill(inputs() > 0.9, torch.nan)}, ValueError, "x must be finite, got inf or nan for"),
+        ({"labels": LABELS + 5}, ValueError, r"labels must lie in 0 \.\. 2, got 5 \.\. 7"),
+        ({"index": [0, 1, 2, 3, 4, 5, 6]}, TypeError, "index must be a torch.Tensor, got list"),
     ],
 )
 def test_wrong_arguments(changes: dict[str, object], error: type[Exception], said: str) -> None:
     given = {"attack": attack(), "x": inputs(), "labels": LABELS, **changes}
     with pytest.raises(error, match=said):
         robustness(**given)  # type: ignore[arg-type]
+
+
+def test_samples_that_would_be_skipped_are_checked_too() -> None:
+    one, x = explainer(), inputs()
+    wrong = (one.net(x).argmax(1) + 1) % 3
+    with pytest.raises(ValueError, match="x must lie within the bounds"):
+        robustness(attack(one), torch.cat([x[:6], x[6:] * 5]), wrong)
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(192, 3).double())
+    nn.init.constant_(broken[1].bias, torch.nan)
+    with pytest.raises(ValueError, match="x must have finite scores, got inf or nan for samples"):
+        robustness(attack(fastxai.Gradient(broken)), x, wrong)
