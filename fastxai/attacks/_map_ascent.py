@@ -108,17 +108,11 @@ class MapAscent(Ascent):
         """Ascend d_s, or loss + weight d_s; arguments as for ``IFIA.perturb``."""
         x = inputs_of(x)
         (box, x), index = box_of(self.bounds, x), _check.index_of(index, x)
-        net, view = self.explainer.net, self.view()
+        view = self.view()
         with torch.no_grad():
-            scores = _check.finite_samples(net.base(x), "x", "have finite scores")
+            scores = _check.finite_samples(self.explainer.net.base(x), "x", "have finite scores")
             labels = labels_of(y, scores)
-            if original_map is None:
-                h, _ = self.explainer.map_and_scores(x, labels, net=view, parameters=False)
-                _check.finite_samples(h, "x", "have finite maps")
-            else:
-                name = "original_map"
-                h = _check.same_place(_check.tensor(original_map, name), name, x, "x").detach()
-                _check.finite_samples(_check.shape(h, name, tuple(x.shape)), name, "be finite")
+            h = self._map(x, labels, view) if original_map is None else _known_map(original_map, x)
         reduce = self._reduce(target_map, h)
         goal = _shown(h, reduce) if target_map is None else self._goal(target_map, h, reduce)
         objective = _Objective(self, view, labels, scores.argmax(1), goal, reduce, weight)
@@ -149,6 +143,10 @@ class MapAscent(Ascent):
             originals=x,
             bounds=box,
         )
+
+    def _map(self, x: Tensor, labels: Tensor, view: Net) -> Tensor:
+        h, _ = self.explainer.map_and_scores(x, labels, net=view, parameters=False)
+        return _check.finite_samples(h, "x", "have finite maps")
 
     def _goal(self, target_map: Tensor, h: Tensor, reduce: str | None) -> Tensor:
         """Return S_T as it is compared; ValueError where it says nothing of what a map should show."""
@@ -199,6 +197,13 @@ def _shown(h: Tensor, reduce: str | None) -> Tensor:
     if reduce is None:
         return h
     return reduce_map(h.abs() if reduce == "abs_sum" else h, None) if h.dim() == 2 else reduce_map(h, reduce)
+
+
+def _known_map(given: Tensor, x: Tensor) -> Tensor:
+    """Return S(x) as it was given, of x's shape."""
+    name = "original_map"
+    h = _check.same_place(_check.tensor(given, name), name, x, "x").detach()
+    return _check.finite_samples(_check.shape(h, name, tuple(x.shape)), name, "be finite")
 
 
 def _target(target_map: Tensor, h: Tensor, reduce: str | None) -> Tensor:

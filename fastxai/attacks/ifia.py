@@ -63,6 +63,7 @@ class IFIA(MapAscent):
             replayed).
         random_start: False starts at x, and further restarts at uniform points of the ball; True takes uniform points
             throughout; "signs" the points x +- eps; None is False where that has a gradient: "top_k", or a target map.
+            A restart that begins in another class finds nothing.
         restarts: how often each sample is attacked, all at once.
         bounds: lowest and highest valid value, each a number or one a channel.
         seed: an int or several. Starts are a function of seed, number of the sample and number of the restart.
