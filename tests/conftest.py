@@ -1,4 +1,4 @@
-"""Settings of every test run: reproducible, poisoned memory, two threads, the names that doctests use."""
+"""Settings of every test run: reproducible, poisoned memory, one thread, the names that doctests use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Everywhere(), "fastxai-everywhere")
     # Fills torch.empty with NaN, so that an output element left unwritten fails its test.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    # Small tensors on cores that others use too: a second thread costs up to ten times the time at its barriers.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

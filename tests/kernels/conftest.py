@@ -7,9 +7,9 @@ import torch
 
 
 @pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Small tensors on cores that others use too: a second thread costs up to ten times the time at its barriers."""
+def two_threads() -> Iterator[None]:
+    """Kernels divide their work among threads; all other tests run on one."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
