@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -62,19 +61,21 @@ def tensor(value: Any, name: str, floating: bool = True) -> Tensor:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def positive(value: float, name: str) -> float:
     """Return the value as a float if it is finite and above zero; ValueError otherwise."""
-    # A comparison, not math.isfinite: torch.compile traces it with a symbolic value.
-    require(_is_number(value) and 0 < value < math.inf, name, "be finite and positive", repr(value))
+    # torch.compile traces this with a symbolic value, which has no math.isfinite and no repr.
+    if not (_is_number(value) and 0 < value < math.inf):
+        require(False, name, "be finite and positive", repr(value))
     return float(value)
 
 
 def not_negative(value: float, name: str) -> float:
     """Return the value as a float if it is finite and zero or above; ValueError otherwise."""
-    require(_is_number(value) and 0 <= value < math.inf, name, "be finite and not negative", repr(value))
+    if not (_is_number(value) and 0 <= value < math.inf):
+        require(False, name, "be finite and not negative", repr(value))
     return float(value)
 
 

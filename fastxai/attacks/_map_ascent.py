@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -34,7 +35,7 @@ class MapAscent(Ascent):
     Attributes:
         explainer: the map under attack.
         dissimilarity: d_s: a name from ``dissimilarities`` or a function (S(x_adv), S_T) -> [N] that treats every
-            sample by itself.
+            sample by itself. One of the library's own functions is the same as its name.
         k: of "top_k".
         reduce: what S is: None is the map as the explainer gives it; "abs_sum" and "sum" have the channels summed, |.|
             or signed, and each map scaled to sum 1. "auto" is "abs_sum" for "top_k", "mass_centre" and "ssim" and for a
@@ -68,20 +69,23 @@ class MapAscent(Ascent):
             return net
         return net.with_surrogate("curvature", self.beta)
 
-    def known(self) -> str | None:
+    def _name(self) -> str | None:
         """Return the name of d_s, also where its function is given; None for a function of one's own."""
         if isinstance(self.dissimilarity, str):
             return self.dissimilarity
         given = self.dissimilarity.func if isinstance(self.dissimilarity, partial) else self.dissimilarity
         return next((name for name, function in DISSIMILARITIES.items() if function is given), None)
 
+    def _top(self) -> int:
+        """Return the k of "top_k", which a ``partial`` may bring with it."""
+        own = self.dissimilarity.keywords if isinstance(self.dissimilarity, partial) else {}
+        return own.get("k", self.k)
+
     def difference(self) -> Dissimilarity:
         """Return d_s as a function."""
-        if callable(self.dissimilarity):
-            return self.dissimilarity
-        if self.dissimilarity == "top_k":
-            return partial(dissimilarities.top_k, k=self.k)
-        return DISSIMILARITIES[self.dissimilarity]
+        if self._name() == "top_k":
+            return partial(dissimilarities.top_k, k=self._top())
+        return self.dissimilarity if callable(self.dissimilarity) else DISSIMILARITIES[self.dissimilarity]
 
     def distance(self, h: Tensor, goal: Tensor, *, given: bool) -> Tensor:
         """Return d_s [N] with a graph, of maps h [N, C, ...] as the explainer gives them.
@@ -148,29 +152,41 @@ class MapAscent(Ascent):
         h, _ = self.explainer.map_and_scores(x, labels, net=view, parameters=False)
         return _check.finite_samples(h, "x", "have finite maps")
 
-    def _goal(self, target_map: Tensor, h: Tensor, reduce: str | None) -> Tensor:
-        """Return S_T as it is compared; ValueError where it says nothing of what a map should show."""
-        goal, name = _target(target_map, h, reduce), "target_map"
+    def says(self, target_map: Tensor, h: Tensor) -> Tensor:
+        """Return whether a target map says what a map [N, C, ...] should show, bool [N].
+
+        One that is scaled to sum 1 has a sum; "top_k" wants k values that are not 0.
+
+        Raises:
+            TypeError, ValueError: as for ``IFIA.perturb``.
+        """
+        reduce = self._reduce(target_map, h)
+        goal, pixels = _target(target_map, h, reduce), math.prod(h.shape[2 if reduce and h.dim() > 2 else 1 :])
+        found = torch.ones(len(h), dtype=torch.bool, device=h.device)
         if reduce is not None:
-            full = target_map.dim() == h.dim()
-            values = (target_map.abs() if reduce == "abs_sum" and full else target_map).flatten(1)
+            absolute = reduce == "abs_sum" and target_map.dim() == h.dim()
+            values = (target_map.abs() if absolute else target_map).flatten(1)
             if reduce == "abs_sum":
-                _check.every_sample(values >= 0, name, "not be negative, as sums of |.| are not", "a negative value")
-            sums = values.sum(1).abs() > _LEAST_SUM * values.abs().sum(1)
-            _check.every_sample(sums, name, "have a sum that is not 0, as it is scaled to 1", "0")
-        if self.known() == "top_k":
-            marked = (goal != 0).flatten(1).sum(1) >= self.k
-            _check.every_sample(marked, name, f"have k = {self.k} values that are not 0 for top_k", "fewer")
-        return goal
+                contract = "not be negative, as sums of |.| are not"
+                _check.every_sample(values >= 0, "target_map", contract, "a negative value")
+            found = values.sum(1).abs() > _LEAST_SUM * values.abs().sum(1)
+        if self._name() == "top_k" and self._top() <= pixels:
+            found = found & ((goal != 0).flatten(1).sum(1) >= self._top())
+        return found
+
+    def _goal(self, target_map: Tensor, h: Tensor, reduce: str | None) -> Tensor:
+        marks = f"{self._top()} values that are not 0 for top_k" if self._name() == "top_k" else "a sum that is not 0"
+        _check.every_sample(self.says(target_map, h), "target_map", f"have {marks}", "less")
+        return _target(target_map, h, reduce)
 
     def _moved(self, *, flat: bool) -> bool:
         """Return whether every start is random; ``flat`` says that equal maps are where the ascent would start."""
-        flat = flat and self.known() != "top_k"
+        flat = flat and self._name() != "top_k"
         if self.random_start is None:
             return flat
         # Further restarts start at random points.
-        stuck = flat and self.random_start is False and self.restarts == 1 and self.known() is not None
-        contract = f"not be False: {self.known()} has no gradient at equal maps, so the attack would not move"
+        stuck = flat and self.random_start is False and self.restarts == 1 and self._name() is not None
+        contract = f"not be False: {self._name()} has no gradient at equal maps, so the attack would not move"
         _check.require(not stuck, "random_start", contract, self.random_start)
         return bool(self.random_start)
 
@@ -178,7 +194,7 @@ class MapAscent(Ascent):
         if self.reduce != "auto":
             return self.reduce
         bare = target_map is not None and _check.tensor(target_map, "target_map").dim() == h.dim() - 1
-        return "abs_sum" if bare or self.known() in _OF_PIXELS else None
+        return "abs_sum" if bare or self._name() in _OF_PIXELS else None
 
 
 def _rows_alike(explainer: Explainer) -> bool:

@@ -66,8 +66,8 @@ class AdversarialIFIA(MapAscent):
 
         Raises:
             TypeError: x or a map is no floating point tensor, y or index hold no integers.
-            ValueError: a shape, dtype, device or range is wrong: x outside the bounds; or a map, a score or a target
-                map is not finite.
+            ValueError: a shape, dtype, device or range is wrong: x outside the bounds; a map, a score or a target map
+                is not finite, nor d_s at x or the gradient where the attack starts; or a target map says nothing.
             RuntimeError: within ``torch.inference_mode()``.
         """
         return self.run(x, y, target_map, index, original_map, weight=self.lambda_, freeze=False)

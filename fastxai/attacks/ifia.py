@@ -51,7 +51,7 @@ class IFIA(MapAscent):
         rel_stepsize: step size over eps, in place of ``alpha``; with neither it is 1.2 / steps.
         norm: "linf" or "l2", over all values of one sample.
         dissimilarity: d_s, a name from ``fastxai.attacks.dissimilarities`` or a function (S(x_adv), S_T) -> [N] that
-            treats every sample by itself.
+            treats every sample by itself. One of the library's own functions is the same as its name.
         k: of "top_k".
         reduce: what S is: None is the map as the explainer gives it; "abs_sum" and "sum" have the channels summed, |.|
             or signed, and each map scaled to sum 1. "auto" is "abs_sum" for "top_k", "mass_centre" and "ssim" and for a
@@ -147,7 +147,8 @@ class IFIA(MapAscent):
         Args:
             x: inputs [N, C, ...].
             y: the explained class as an int, a LongTensor [N], or None for the model's prediction on x.
-            target_map: S_T, [N, C, ...] as the explainer gives it, or [N, ...] with the channels summed; None is S(x).
+            target_map: S_T, [N, C, ...] as the explainer gives it, or [N, ...] with the channels summed as |.|, not
+                negative; None is S(x). Where maps are scaled to sum 1 it has a sum, for "top_k" k values beside 0.
             index: the samples' numbers, LongTensor [N], on which random starts depend; 0 .. N-1 if None. With their
                 numbers in the data set, samples get the same starts in whatever batch they come.
             original_map: S(x) of class y [N, C, ...], where it is known, and taken as given; computed if None.
@@ -155,7 +156,8 @@ class IFIA(MapAscent):
         Raises:
             TypeError: x or a map is no floating point tensor, y or index hold no integers.
             ValueError: a shape, dtype, device or range is wrong: x outside the bounds; a map, a score or a target map
-                is not finite; or the attack is to start where it has no gradient.
+                is not finite, nor d_s at x or its gradient where the attack starts; a target map says nothing; or the
+                attack is to start where it has no gradient.
             RuntimeError: within ``torch.inference_mode()``.
         """
         return self.run(x, y, target_map, index, original_map, weight=None, freeze=self.freeze)

@@ -91,7 +91,8 @@ class PGD(Ascent):
 
         Raises:
             TypeError: x is no floating point tensor, y or index hold no integers.
-            ValueError: a shape, dtype, device or range is wrong: x outside the bounds; or a score is not finite.
+            ValueError: a shape, dtype, device or range is wrong: x outside the bounds; or a score, or the loss's
+                gradient where the attack starts, is not finite.
             RuntimeError: within ``torch.inference_mode()``.
         """
         assert isinstance(self.net, Net)

@@ -41,7 +41,7 @@ PRESETS = ("mnist", "fashion_mnist", "cifar10", "gtsrb", "restricted_imagenet")
 CHANGES = {
     "eps": (float, "E", "radius of both attacks in the [0, 1] image"),
     "k": (int, "K", "how many of a map's largest values IN compares, and the attack lowers"),
-    "steps": (int, "T", "steps of the attack on maps, of 1.2/7 eps each"),
+    "steps": (int, "T", "steps of the attack on maps, of 1.2/T eps each"),
     "restarts": (int, "R", "restarts of the attack on maps"),
     "beta": (float, "B", "sharpness of the attack's surrogate"),
 }

@@ -24,6 +24,7 @@ from fastxai.training import (
     PGDAdversarial,
     Term,
     masks,
+    zeros,
 )
 
 __all__ = ["TERMS", "terms"]
@@ -42,7 +43,7 @@ TERMS: dict[str, type[Term]] = {
 # Patterns are those of one network, and would have to be learnt again while it is trained.
 MAPS = tuple(name for name in METHODS if name != "pattern_attribution")
 # What a term's maps may be compared with in place of S(x).
-TARGETS = {"masks": masks}
+TARGETS = {"masks": masks, "zeros": zeros}
 
 
 def terms(table: Mapping[str, Any], seed: int, data: Dataset) -> list[Term]:

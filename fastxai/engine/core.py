@@ -63,8 +63,9 @@ class Core:
         self.model, self.graphs = model, Graphs() if capture else None
         # What nobody asked for is recorded where it pays at once, and nothing is said where it cannot be.
         self.unasked = Graphs(quiet=True) if capture is None else None
-        self.mean = None if mean is None else _check.numbers(mean)
-        self.std = None if std is None else _check.numbers(std)
+        # On the device where they came: a recorded step copies nothing from the host.
+        self.mean = None if mean is None else torch.as_tensor(mean, dtype=torch.float64).detach()
+        self.std = None if std is None else torch.as_tensor(std, dtype=torch.float64).detach()
         self.reason = "asked for by fallback=True" if fallback else ""
         self.autograd = Fallback(model, self.prepare)
         self.runtimes: dict[Any, tuple[Runtime | None, Report]] = {}
@@ -79,7 +80,7 @@ class Core:
             x = x - self._constant(self.mean, x)
         return x if self.std is None else x / self._constant(self.std, x)
 
-    def of_its_channels(self, x: Tensor) -> Tensor:
+    def check_channels(self, x: Tensor) -> Tensor:
         """Return x [N, C, ...]; ValueError if mean or std is neither one number nor one a channel of it."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and values.numel() not in (1, x.shape[1]):

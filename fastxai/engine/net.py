@@ -112,7 +112,7 @@ class Net:
         return runtime, self._rules[key]
 
     def _check_input(self, x: Any) -> Tensor:
-        return self._core.of_its_channels(arguments.inputs(x, self.model))
+        return self._core.check_channels(arguments.inputs(x, self.model))
 
     def _check_target(self, target: Target, x: Tensor) -> Tensor | None:
         """Return the target as a LongTensor [N], or None for the highest score of this view's own model."""

@@ -9,6 +9,7 @@ from fastxai.training.cross_entropy import CrossEntropy as CrossEntropy
 from fastxai.training.dataset import Dataset as Dataset
 from fastxai.training.far import FAR as FAR
 from fastxai.training.far import masks as masks
+from fastxai.training.far import zeros as zeros
 from fastxai.training.fit import fit as fit
 from fastxai.training.hessian_norm import HessianNorm as HessianNorm
 from fastxai.training.ig_norm import IGNorm as IGNorm
@@ -38,4 +39,5 @@ __all__ = [
     "Term",
     "fit",
     "masks",
+    "zeros",
 ]

@@ -43,7 +43,11 @@ def masks(batch: Batch) -> Tensor:
 
 
 def zeros(batch: Batch) -> Tensor:
-    """Return maps that are 0 everywhere, of the inputs' shape, as S_T."""
+    """Return maps that are 0 everywhere, of the inputs' shape, as S_T: what IG from the baseline x is at x ([F] eq. 8).
+
+    >>> from fastxai.training import FAR, zeros
+    >>> term = FAR("eq5", fastxai.Gradient, eps=0.1, dissimilarity="l1", target_map=zeros)
+    """
     return torch.zeros_like(batch.x)
 
 
@@ -99,6 +103,7 @@ class FAR(Term):
             outer: how ReLU bends where the parameters' gradient is taken: "curvature", with the attack's beta, or
                 "none", the derivative that ReLU has wherever it has one.
             target_map: (batch) -> S_T, of a shape as for ``IFIA.perturb``, such as ``masks``; it counts as constant.
+                S(x) takes the place of one that says nothing: a mask of zeros, or fewer than k marks for "top_k".
             settings: the others of the attack, eps among them. Random starts are a function of its seed, the
                 objective's step and the sample's number.
 
@@ -118,6 +123,9 @@ class FAR(Term):
         self.adversarial = objective == "eq6"
         weight = {"lambda_": lambda_} if self.adversarial else {}
         self.attack = OBJECTIVES[objective](attribution, dissimilarity=dissimilarity, **weight, **settings)
+        if target_map is zeros:
+            contract = "not be set where S_T is 0: no map of sum 1 is"
+            _check.require(self.attack.reduce in ("auto", None), "reduce", contract, self.attack.reduce)
         self.lambda_, self.outer, self.target_map = lambda_, outer, target_map
 
     def prepare(self, batch: Batch) -> None:
@@ -129,22 +137,38 @@ class FAR(Term):
         attack = self._bound(batch)
         if self.lambda_ == 0:
             return self.perturbed(attack, batch) if self.adversarial else None, None, None
-        target = None if self.target_map is None else self.target_map(batch)
         view = attack.view() if self.outer == "curvature" else _own(attack.explainer.net)
         # A smoothed view's scores are those of another network.
         shared = batch.alike and view.activation is None and batch.net.activation is None
-        goal, known = target, None
-        if goal is None:
+        target, known = self._target(attack, batch), None
+        if target is None:
             goal, clean = attack.explainer.map_and_scores(batch.x, batch.y, net=view)
             known = goal.detach()
             if shared:
                 batch.offer(clean)
+        else:
+            goal = target
         images = self.perturbed(attack, batch, target, known)
         h, scores = attack.explainer.map_and_scores(images, batch.y, net=view)
         distance = attack.distance(h, goal, given=target is not None)
         if self.adversarial:
             return images, scores if shared else None, distance
         return None, None, distance
+
+    def _target(self, attack: IFIA | AdversarialIFIA, batch: Batch) -> Tensor | None:
+        """Return S_T where it is given; S(x), as constant as that, for samples whose target map says nothing."""
+        if self.target_map is None:
+            return None
+        target = self.target_map(batch)
+        said = attack.says(target, batch.x)
+        if self.target_map is masks:
+            said = said & target.flatten(1).any(1)
+        if said.all():
+            return target
+        with torch.no_grad():
+            h, _ = attack.explainer.map_and_scores(batch.x, batch.y, net=attack.view(), parameters=False)
+        own = h if target.dim() == h.dim() else h.abs().sum(1)
+        return torch.where(said.view(-1, *[1] * (own.dim() - 1)), target, own)
 
     def perturbed(
         self, attack: IFIA | AdversarialIFIA, batch: Batch, target: Tensor | None = None, known: Tensor | None = None

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from hashlib import sha256
+from numbers import Real
+from types import CellType, CodeType, FunctionType
 from typing import Any, Self
 
 import torch
@@ -110,7 +112,7 @@ class Term(ABC):
         """Return the public attributes beside the weight as JSON values: what checkpoints compare and results record.
 
         An object is its class's name with its own settings, a function its name (a ``partial``'s with the arguments, a
-        lambda's with the names and constants that it uses), a tensor its shape and digest.
+        lambda's with all that it uses), a tensor its shape and digest.
         """
         return {name: _told(value) for name, value in vars(self).items() if name != "weight" and name[0] != "_"}
 
@@ -145,10 +147,26 @@ def _told(value: Any) -> Any:
     if isinstance(value, partial):
         named = {name: _told(one) for name, one in value.keywords.items()}
         return {"kind": _told(value.func), "args": _told(value.args), **named}
-    if getattr(value, "__name__", None) == "<lambda>":
-        closed = [_told(cell.cell_contents) for cell in value.__closure__ or ()]
-        return {"kind": "<lambda>", "uses": [*value.__code__.co_names, *map(_told, value.__code__.co_consts), *closed]}
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, FunctionType) and value.__name__ == "<lambda>":
+        return {"kind": "<lambda>", "uses": _used(value)}
     return getattr(value, "__qualname__", kind)
+
+
+def _used(function: FunctionType) -> list[Any]:
+    """Return what a lambda is made of, as JSON values: defaults, names, constants, operations, what it closes over."""
+    told: list[Any] = [_told(function.__defaults__), _told(function.__kwdefaults__)]
+    codes = [function.__code__]
+    for code in codes:
+        codes += [one for one in code.co_consts if isinstance(one, CodeType)]
+        told += [[*code.co_names], [_told(one) for one in code.co_consts if not isinstance(one, CodeType)]]
+        told.append(sha256(code.co_code).hexdigest()[:16])
+    for cell in function.__closure__ or ():
+        filled = cell != CellType()
+        inner = cell.cell_contents if filled else None
+        told.append(inner.__qualname__ if isinstance(inner, FunctionType) else _told(inner))
+    return told
 
 
 class Objective(nn.Module):
@@ -209,21 +227,15 @@ class Objective(nn.Module):
                 for recorded calls.
 
         Raises:
-            TypeError: x is no floating point tensor, y or index hold no integers.
-            ValueError: the batch is empty, or shapes do not belong together.
+            TypeError: x is no floating point tensor, y or index hold no integers, masks are no tensor.
+            ValueError: the batch is empty, shapes do not belong together, or masks are complex or on another device.
         """
         _check.require(_check.tensor(x, "x").dim() >= 2 and len(x) > 0, "x", "have shape [N > 0, ...]", list(x.shape))
-        index = torch.arange(len(x), device=x.device) if index is None else index
-        for numbers, name in ((y, "y"), (index, "index")):
-            whole = not _check.tensor(numbers, name, False).is_floating_point()
-            _check.require(whole, name, "hold integers", numbers.dtype, TypeError)
-            _check.shape(numbers, name, (len(x),))
-        if masks is not None:
-            bare, full = [len(x), *x.shape[2:]], list(x.shape)
-            shape = list(_check.tensor(masks, "masks", False).shape)
-            _check.require(shape in (bare, full), "masks", f"have shape {bare} or {full}", shape)
-            _check.require(masks.device == x.device, "masks", f"be on x's device {x.device}", masks.device)
-            masks = masks.to(x.dtype)
+        index = _check.index_of(index, x)
+        whole = not _check.tensor(y, "y", False).is_floating_point()
+        _check.require(whole, "y", "hold integers", y.dtype, TypeError)
+        _check.shape(y, "y", (len(x),))
+        masks = None if masks is None else _as_maps(masks, x)
         batch = Batch(self.net, x, y, index, self.step if step is None else step, masks)
         for term in self.terms:
             term.prepare(batch)
@@ -240,3 +252,14 @@ class Objective(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Take the step from a ``state_dict``."""
         self.step = int(state)
+
+
+def _as_maps(masks: Tensor, x: Tensor) -> Tensor:
+    """Return masks in the dtype of inputs x [N, C, ...]: of its shape, or without the channels where it has others."""
+    shape, allowed = list(_check.tensor(masks, "masks", False).shape), [list(x.shape)]
+    if x.dim() > 2:
+        allowed.append([len(x), *x.shape[2:]])
+    _check.require(shape in allowed, "masks", f"have shape {' or '.join(map(str, allowed))}", shape)
+    _check.require(not masks.is_complex(), "masks", "be real", masks.dtype)
+    _check.require(masks.device == x.device, "masks", f"be on x's device {x.device}", masks.device)
+    return masks.to(x.dtype)

@@ -215,9 +215,12 @@ def test_a_known_map_is_not_computed_again(monkeypatch, kind):
 @pytest.mark.parametrize("name", ["top_k", "mass_centre", "ssim", "l2"])
 def test_a_dissimilarity_by_its_function_is_that_by_its_name(name):
     x, function = images(3), getattr(fastxai.attacks.dissimilarities, name)
-    given = functools.partial(function, k=9) if name == "top_k" else function
-    want, got = (attack(dissimilarity=one, k=9, restarts=2).perturb(x) for one in (name, given))
-    assert torch.equal(want.images, got.images) and torch.equal(want.dissimilarity, got.dissimilarity)
+    given = [function, functools.partial(function, k=9)] if name == "top_k" else [function]
+    for target_map in (None, images(6)[3:, 0].abs()):
+        want = attack(dissimilarity=name, k=9, restarts=2).perturb(x, None, target_map)
+        for one, k in zip(given, (9, 100), strict=False):
+            got = attack(dissimilarity=one, k=k, restarts=2).perturb(x, None, target_map)
+            assert torch.equal(want.images, got.images) and torch.equal(want.dissimilarity, got.dissimilarity)
 
 
 def test_results_are_read_at_a_glance():
@@ -263,7 +266,13 @@ def test_argument_errors():
         ({"dissimilarity": lambda a, b: (a - b).sum()}, (x,), {}, ValueError, r"\(S, S_T\) must have shape \[3\]"),
         ({}, (x, None, x[:, 0] - 1), {}, ValueError, r"target_map must not be negative.* for samples \[0, 1, 2\]"),
         ({}, (x, None, x[:, 0].abs() * hole), {}, ValueError, r"target_map must have a sum .* samples \[1\]"),
-        ({"dissimilarity": "top_k", "k": 9}, (x, None, few), {}, ValueError, "target_map must have k = 9 values"),
+        (
+            {"dissimilarity": "top_k", "k": 9},
+            (x, None, few),
+            {},
+            ValueError,
+            "target_map must have 9 values that",
+        ),
         (
             {"dissimilarity": lambda a, b: (a / 0).sum((1, 2, 3))},
             (x,),

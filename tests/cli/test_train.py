@@ -186,7 +186,7 @@ def test_maps_are_trained_towards_masks(folder: Path, capsys: pytest.CaptureFixt
     assert losses[0] != losses[1] and all(rows[-1] < rows[0] for rows in losses)
     Path("run.toml").write_text(text.replace('"masks"', '"mask"'))
     assert main(words("wrong")) == 2
-    assert "[terms] aat.target_map must be one of 'masks', got 'mask'" in capsys.readouterr().err
+    assert "[terms] aat.target_map must be one of 'masks', 'zeros', got 'mask'" in capsys.readouterr().err
 
 
 def test_terms_of_a_table() -> None:

@@ -321,6 +321,24 @@ def test_masks_are_the_target(channels: bool) -> None:
         Objective(net, [term])(x, y)
 
 
+@pytest.mark.parametrize("dissimilarity", ["pcl", "top_k"])
+@pytest.mark.parametrize("bare", [True, False])
+def test_samples_without_marks_have_their_own_map(dissimilarity: str, bare: bool) -> None:
+    model, (x, y) = cnn(), batch()
+    net, g = fastxai.compile(model), torch.Generator().manual_seed(4)
+    given = torch.rand(4, 1, 6, 6, generator=g, dtype=torch.float64)
+    given[1] = 0
+    explainer = fastxai.Gradient(net)
+    own = explainer.attribute(x, y).detach()
+    full = torch.cat([given[:1], own[1:2], given[2:]])
+    given, full = (given[:, 0], full.abs()[:, 0]) if bare else (given, full)
+    options: dict[str, Any] = {**SETTINGS, "eps": EPS, "dissimilarity": dissimilarity, "k": 5}
+    term = FAR("eq6", explainer, target_map=masks, lambda_=LAMBDA, **options)
+    found, want = (Objective(net, [term])(x, y, masks=one) for one in (given, full))
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=0)
+    assert Objective(net, [term])(x, y, masks=torch.zeros_like(given)).isfinite()
+
+
 def test_masks_of_any_dtype() -> None:
     model, (x, y) = cnn(), batch()
     given = torch.rand(4, 6, 6) > 0.5
@@ -329,8 +347,9 @@ def test_masks_of_any_dtype() -> None:
     assert all(torch.equal(loss, losses[0]) for loss in losses)
     torch.testing.assert_close(objective(x, y, masks=given, step=torch.tensor(0)), losses[0])
     for wrong, message in (
-        (given[:3], r"masks must have shape \[4, 6, 6\] or \[4, 1, 6, 6\], got \[3"),
-        ("none", "masks"),
+        (given[:3], r"masks must have shape \[4, 1, 6, 6\] or \[4, 6, 6\], got \[3"),
+        ("none", "masks must be a torch.Tensor, got str"),
+        (given.to(torch.complex64), "masks must be real, got torch.complex64"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             objective(x, y, masks=wrong)
@@ -381,6 +400,7 @@ def test_terms_tell_all_that_a_term_was_made_with() -> None:
     one, alike, other = (json.dumps(FAR("eq5", each, eps=EPS).made_with()) for each in ig)
     assert one == alike != other
     scale = 4
+    recursive = lambda net: recursive(net)  # noqa: E731
     makes = (
         fastxai.Gradient,
         fastxai.InputXGradient,
@@ -388,6 +408,11 @@ def test_terms_tell_all_that_a_term_was_made_with() -> None:
         lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), 2),
         lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), 3),
         lambda net: fastxai.SmoothGrad(fastxai.Gradient(net), scale),
+        lambda net, n=5: fastxai.SmoothGrad(fastxai.Gradient(net), n),
+        lambda net, n=6: fastxai.SmoothGrad(fastxai.Gradient(net), n),
+        lambda net, n=6: fastxai.SmoothGrad(fastxai.Gradient(net), n + 1),
+        lambda net, n=6: fastxai.SmoothGrad(fastxai.Gradient(net), n - 1),
+        lambda net: recursive if net is None else fastxai.Gradient(net),
     )
     told = [json.dumps(FAR("eq5", make, eps=EPS).made_with()) for make in makes]
     assert len(set(told)) == len(told) and '"Gradient"' in told[0]
@@ -432,6 +457,7 @@ def test_errors() -> None:
             "attribution must explain the objective's net",
             lambda: Objective(net, [term("eq5", other)])(x, y),
         ),
+        (ValueError, "reduce must not be set where S_T is 0", lambda: IGNorm(EPS, reduce="abs_sum")),
         (ValueError, "eps must be finite and positive, got 0", lambda: AAT(0)),
         (ValueError, "n_steps must be at least 1", lambda: AdvAAT(EPS, n_steps=0)),
         (TypeError, "n_steps must be an integer", lambda: IGNorm(EPS, n_steps="auto")),  # type: ignore[arg-type]
