@@ -58,8 +58,8 @@ def test_theorem_by_quadrature(beta: float, weights: list[float], point: list[fl
     w, x = (torch.tensor(v, dtype=torch.float64) for v in (weights, point))
     kink = (w @ x / w.norm()).item()
     reach = 60 / beta
-    # relu' is 1 where eps < kink, eps the noise along w / ||w||.
-    share = quad(p, -reach, kink, (beta,), points=[0])[0] if -reach < kink < reach else float(kink > 0)
+    # relu' is 1 where eps < kink, eps the noise along w; its density is even and peaks where the integral begins.
+    share = 0.5 + math.copysign(quad(p, 0, min(abs(kink), reach), (beta,))[0], kink)
     z = x.clone().requires_grad_()
     sharp = beta / w.norm()
     (gradient,) = torch.autograd.grad(-torch.nn.functional.logsigmoid(-sharp * (w @ z)) / sharp, z)
