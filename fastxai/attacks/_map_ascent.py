@@ -161,7 +161,10 @@ class MapAscent(Ascent):
             TypeError, ValueError: as for ``IFIA.perturb``.
         """
         reduce = self._reduce(target_map, h)
-        goal, pixels = _target(target_map, h, reduce), math.prod(h.shape[2 if reduce and h.dim() > 2 else 1 :])
+        return self._says(target_map, _target(target_map, h, reduce), h, reduce)
+
+    def _says(self, target_map: Tensor, goal: Tensor, h: Tensor, reduce: str | None) -> Tensor:
+        pixels = math.prod(goal.shape[1:])
         found = torch.ones(len(h), dtype=torch.bool, device=h.device)
         if reduce is not None:
             absolute = reduce == "abs_sum" and target_map.dim() == h.dim()
@@ -176,8 +179,9 @@ class MapAscent(Ascent):
 
     def _goal(self, target_map: Tensor, h: Tensor, reduce: str | None) -> Tensor:
         marks = f"{self._top()} values that are not 0 for top_k" if self._name() == "top_k" else "a sum that is not 0"
-        _check.every_sample(self.says(target_map, h), "target_map", f"have {marks}", "less")
-        return _target(target_map, h, reduce)
+        goal = _target(target_map, h, reduce)
+        _check.every_sample(self._says(target_map, goal, h, reduce), "target_map", f"have {marks}", "less")
+        return goal
 
     def _moved(self, *, flat: bool) -> bool:
         """Return whether every start is random; ``flat`` says that equal maps are where the ascent would start."""
