@@ -63,7 +63,7 @@ class Core:
         self.model, self.graphs = model, Graphs() if capture else None
         # What nobody asked for is recorded where it pays at once, and nothing is said where it cannot be.
         self.unasked = Graphs(quiet=True) if capture is None else None
-        # On the device where they came: a recorded step copies nothing from the host.
+        # Where they came: of tensors on the device a recorded step copies nothing from the host.
         self.mean = None if mean is None else torch.as_tensor(mean, dtype=torch.float64).detach()
         self.std = None if std is None else torch.as_tensor(std, dtype=torch.float64).detach()
         self.reason = "asked for by fallback=True" if fallback else ""
