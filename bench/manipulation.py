@@ -337,7 +337,7 @@ def main() -> None:
     """Run both loops and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, help="iterations; by default 300, and 34 a block of --method")
     parser.add_argument("--lr", type=float, help=f"in the space's units; by default {LR}")
     parser.add_argument("--c", type=float, default=10.0)
     parser.add_argument("--gamma", type=float, default=100.0)
@@ -355,9 +355,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.small:
         args.pairs, args.steps, args.judge_every, args.blocks, args.batch = 2, 6, 3, 1, [1, 2]
+    args.steps = args.steps or (34 if args.method else 300)
     print(machine())
     if args.method:
-        args.steps = args.steps if args.small else 34
         columns = ["map", "batch", "fastxai ms", "plain ms", "plain / fastxai", "gradients differ by"]
         print(f"demo CNN, 32x32, float32, {args.blocks} interleaved blocks of {args.steps} iterations, medians")
         print(table(columns, timed_methods(args)))

@@ -48,8 +48,12 @@ def write_tensors(file: str | Path, tensors: Mapping[str, Tensor], metadata: dic
         copies[name] = whole.clone() if storage in seen else whole
         seen.add(storage)
     with written_aside(file) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode
         try:
             save_file(copies, aside, metadata)
         except SafetensorError as error:
             # So it calls a full disk.
             raise OSError(str(error)) from error
+        # It makes files that their owner alone may read; those of others are as the umask has them.
+        aside.chmod(mode)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,25 @@ def test_tensors_of_any_kind(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor.detach()) for name, tensor in tensors.items())
     with safe_open(tmp_path / "x.safetensors", "pt") as stored:
         assert stored.metadata() == {"kind": "test"}
+
+
+@contextmanager
+def masked(mask: int) -> Iterator[None]:
+    """New files lack the permissions of the mask."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_all_files_have_the_mode_that_the_umask_leaves(tmp_path: Path, mask: int, mode: int) -> None:
+    with masked(mask):
+        write_tensors(tmp_path / "x.safetensors", {"x": torch.ones(2)})
+        with written_aside(tmp_path / "x.json") as aside:
+            aside.write_text("{}")
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {mode}
 
 
 def test_tensors_that_cannot_be_written_leave_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,13 +85,16 @@ class AttackResult:
     Attributes:
         images: [N, C, H, W].
         maps, target_maps, original_maps: post-processed [N, H, W]: channels summed as |.|, each map's sum is 1.
-        class_kept: the predicted class is the original image's, [N] bool.
+        class_kept: the predicted class is the original image's, [N] bool: always, since no other iterate is returned.
+            ``last_class_kept`` says whether the attack itself kept to it.
         output_change: how far the output moved.
         metrics: how alike maps and images are.
         history: per iteration the terms of the loss, [T, N] each; of the returned restart, NaN after a sample stopped.
         best_step: the iteration whose result ``images`` holds, LongTensor [N]; 0 is the original image, which stays
             where no iterate kept the class and lowered the map term.
         best_restart: the restart that ``images`` comes from, LongTensor [N]; 0 began at the original image.
+        last_class_kept, last_pcc: of the last iterate of that restart: its predicted class is the original image's,
+            [N] bool; PCC of its map with the target map, [N]. Where ``stop`` ended a sample early: of what is returned.
         interrupted: stopped by Ctrl-C; everything above holds for the iterations that ran.
     """
 
@@ -105,6 +108,8 @@ class AttackResult:
     history: dict[str, Tensor]
     best_step: Tensor
     best_restart: Tensor
+    last_class_kept: Tensor
+    last_pcc: Tensor
     interrupted: bool = False
 
     def __str__(self) -> str:

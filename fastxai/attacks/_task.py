@@ -18,7 +18,7 @@ from fastxai.attacks._optimizer import OPTIMIZERS, Box, Optimizer
 from fastxai.attacks._recorded import graphs_for
 from fastxai.attacks._result import AttackResult, Metrics, OutputChange, Similarity, unit_images
 from fastxai.engine import Net
-from fastxai.explainers import reduce_map
+from fastxai.explainers import SmoothGrad, reduce_map
 from fastxai.kernels.formulas import dials
 from fastxai.metrics import pcc
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Task"]
 
+KINKS = "Softplus takes the place of nothing in this model (see Net.smooths): write its kinks as torch.relu"
 # The metrics' SSIM window: an image must hold one.
 _WINDOW = 7
 
@@ -112,6 +113,10 @@ class _Iteration:
         """Return what ``Task.moved`` does."""
         task, images = self.task, self.task.rows.images
         self.optimizer.advance()
+        noise: tuple[Tensor, ...] = ()
+        if task.noisy is not None:
+            # The upper half of what a generator tells apart, 32 bits: seeds that nobody gives by hand.
+            noise = (task.noisy.redraw(images, 2**31 + step),)
         if self.graphs is None:
             net = task.net if task.betas is None else task.net.with_activation("softplus", task.betas[step])
             return task.moved(net, self.optimizer, self.box, images)
@@ -120,7 +125,7 @@ class _Iteration:
         if not self.reads or self.reads[0] is not task.rows.origin:
             rows = task.rows
             self.reads = (rows.origin, rows.target_map, rows.target, rows.output, *task.box, *self.box)
-            self.reads += (*self.optimizer.reads(), *(() if self.betas is None else (self.beta,)))
+            self.reads += (*self.optimizer.reads(), *noise, *(() if self.betas is None else (self.beta,)))
         move = partial(task.moved, self.view, self.optimizer, self.box)
         return self.graphs("an iteration of Manipulation", move, (images,), reads=self.reads)
 
@@ -132,12 +137,17 @@ class Task:
         self, attack: Manipulation, x: Tensor, target_map: Tensor, target: Target, index: Tensor | None
     ) -> None:
         self.attack = attack
-        self.explain, self.net = attack.explainer.map_and_scores, attack.explainer.net
-        # A smoothed view's own beta is part of the map.
-        self.betas = attack.betas() if self.net.activation is None else None
+        self.net = attack.explainer.net
+        # What moves the images where noise is redrawn; the explainer's own noise, which they never met, judges them.
+        smooth = attack.explainer if attack.redraw else None
+        self.noisy = smooth.another() if isinstance(smooth, SmoothGrad) else None
         fits = _check.tensor(x, "x").dim() == 4 and min(x.shape[2:]) >= _WINDOW
         _check.require(fits, "x", f"have shape [N, C, H, W], H and W at least {_WINDOW}", list(x.shape))
         self.box, self.x = box_of(attack.bounds, inputs_of(x))
+        finite = all(bool(bound.isfinite().all()) for bound in self.box)
+        _check.require(finite, "bounds", "be finite: the metrics compare images in [0, 1]", attack.bounds)
+        # A smoothed view's own beta is part of the map.
+        self.betas = attack.betas() if self.net.activation is None and self.net.smooths(self.x) else None
         self.target_map = self._target_map(target_map)
         with torch.no_grad():
             self.scores = self.net.base(self.x)
@@ -153,6 +163,7 @@ class Task:
         done = first.bool() if attack.stop is None else pcc(self.original_map, self.target_map) >= attack.stop
         self.best = _Best(*map(self._copies, (self.x, term, first, done)))
         self.history: list[tuple[Tensor, Tensor]] = []
+        self.last = torch.ones_like(self.best.done), torch.zeros_like(self.best.term)
 
     @property
     def count(self) -> int:
@@ -186,29 +197,33 @@ class Task:
     def _f(self, scores: Tensor) -> Tensor:
         return scores.softmax(1) if self.attack.output == "softmax" else scores
 
-    def _map(self, images: Tensor, target: Target, net: Net) -> tuple[Tensor, Tensor]:
-        """Return (post-processed map [N, H, W], scores) of a view of the net."""
-        h, scores = self.explain(images, target, net=net, parameters=False)
+    def _map(self, images: Tensor, target: Target, net: Net, *, noisy: bool = False) -> tuple[Tensor, Tensor]:
+        """Return (post-processed map [N, H, W], scores) of a view of the net; ``noisy`` with the noise of the step."""
+        explainer = self.noisy if noisy and self.noisy is not None else self.attack.explainer
+        h, scores = explainer.map_and_scores(images, target, net=net, parameters=False)
         return reduce_map(h), scores
 
     def _map_term(self, h: Tensor, target_map: Tensor) -> Tensor:
         pixels = h.shape[1] * h.shape[2]
         return self.attack.c * (pixels * (h - target_map)).square().mean((1, 2))
 
-    def _compare(self, h: Tensor, term: Tensor, classes: Tensor, step: int) -> None:
-        """Keep what is better; all of the net as given."""
+    def _compare(self, h: Tensor, term: Tensor, classes: Tensor, step: int) -> Tensor:
+        """Keep what is better, return which rows keep their class; all of the net as given."""
         rows, stop = self.rows, self.attack.stop
         held = classes == rows.classes
         done = None if stop is None else held & (pcc(h, rows.target_map) >= stop)
         self.best = self.best.against(rows, term, held, done, step)
+        return held
 
-    def _judge(self, step: int) -> None:
+    def _judge(self, step: int) -> tuple[Tensor, Tensor]:
+        """Compare the rows as they are; return which keep their class, and the PCC of map and target map."""
         rows = self.rows
         with torch.no_grad():
             h, scores = self._map(rows.images, rows.target, self.net)
             if self.net.base is not self.net:
                 scores = self.net.base(rows.images)
-            self._compare(h, self._map_term(h, rows.target_map), scores.argmax(1), step)
+            held = self._compare(h, self._map_term(h, rows.target_map), scores.argmax(1), step)
+            return held, pcc(h, rows.target_map)
 
     def _drop_done(self, optimizer: Optimizer) -> None:
         """Drop the rows of samples one of whose rows is done; this waits for the device."""
@@ -226,13 +241,13 @@ class Task:
                 self._iterate(bar)
         except KeyboardInterrupt:
             interrupted = True
-        self._judge(len(self.history))
+        self.last = self._judge(len(self.history))
         return interrupted
 
     def _iterate(self, bar: tqdm) -> None:
         attack, net = self.attack, self.net
         optimizer = OPTIMIZERS[attack.optimizer](attack.lr)
-        free = self.betas is None and net.base is net
+        free = self.betas is None and net.base is net and self.noisy is None
         # Where there is a ball, its projection comes between the step and the clamping.
         low, high = self.box
         box = self.box if attack.ball is None else (low - torch.inf, high + torch.inf)
@@ -242,11 +257,12 @@ class Task:
             if attack.stop is not None and not len(rows):
                 return
             images, gradient, *terms, h, scores = move(step)
-            if step == 0 and self.betas is None and self.count == 1 and not gradient.any():
-                # The output has not moved yet, so this is the map term's gradient alone.
+            if step == 0 and self.betas is None and not gradient[: len(self.x)].any():
+                # The first start's output has not moved yet, so this is the map term's gradient alone.
+                cure = "Give beta=(beta_0, beta_e)" if self.net.smooths(rows.images) else KINKS
                 warnings.warn(
                     "the map term has no gradient, as on a piecewise linear network: the attack will not move. "
-                    "Give beta=(beta_0, beta_e), or attack a smooth network.",
+                    f"{cure}, or attack a smooth network.",
                     stacklevel=4,
                 )
             if free:
@@ -266,7 +282,7 @@ class Task:
         attack, rows = self.attack, self.rows
         x = images.clone().requires_grad_()
         with torch.enable_grad():
-            h, scores = self._map(x, rows.target, net)
+            h, scores = self._map(x, rows.target, net, noisy=True)
             terms = self._map_term(h, rows.target_map), attack.gamma * (self._f(scores) - rows.output).square().mean(1)
             (gradient,) = torch.autograd.grad((terms[0] + terms[1]).sum(), x)
         with torch.no_grad():
@@ -302,6 +318,12 @@ class Task:
                 Similarity.between(maps, self.original_map),
                 Similarity.between(unit, unit_0, 1.0),
             )
+            # What was done moved no more, or should not have.
+            ended = torch.ones_like(self.best.done), self._copies(metrics.to_target.pcc)
+            last_kept, last_pcc = (
+                torch.where(self.best.done, end, end.index_copy(0, self.rows.number, last))
+                for end, last in zip(ended, self.last, strict=True)
+            )
             none = images.new_empty(0, len(images))
             history = {
                 name: torch.stack([terms[i][row] for terms in self.history]) if self.history else none
@@ -318,5 +340,7 @@ class Task:
                 history=history,
                 best_step=self.best.step[row],
                 best_restart=restart,
+                last_class_kept=last_kept[row],
+                last_pcc=last_pcc[row],
                 interrupted=interrupted,
             )

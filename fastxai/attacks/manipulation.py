@@ -14,7 +14,7 @@ from fastxai.attacks._ball import Ball, Bound, Restarts
 from fastxai.attacks._optimizer import OPTIMIZERS
 from fastxai.attacks._result import AttackResult
 from fastxai.attacks._task import Task
-from fastxai.explainers import Explainer
+from fastxai.explainers import Explainer, SmoothGrad
 
 __all__ = ["Manipulation"]
 
@@ -36,8 +36,8 @@ class Manipulation:
 
     Every explainer can be attacked. LRP needs no beta, since its rules do not differentiate activations; the others
     do on piecewise linear networks. A smoothed view (``BetaSmoothing``) has a beta of its own, which stays. Noise of
-    ``SmoothGrad`` is fixed, and the baseline of ``IntegratedGradients`` must be the same for all samples where rows
-    come and go (``stop``, ``restarts``).
+    ``SmoothGrad`` is fixed unless ``redraw``, and the baseline of ``IntegratedGradients`` must be the same for all
+    samples where rows come and go (``stop``, ``restarts``).
 
     [M]'s factors are c P^2 = 1e11 and gamma = 1e6 on 224x224 with 1000 classes, and 1e7 and 1e2 on CIFAR-10: c = 40 and
     10, the same at every resolution. ``Manipulation.preset`` has all of [M]'s settings.
@@ -55,7 +55,7 @@ class Manipulation:
         steps: iterations T.
         lr: step size, in the space of x.
         beta: (beta_0, beta_e), one constant value, or None: the net as it is (LRP, smooth nets). Not used where the
-            explainer's net is a smoothed view.
+            explainer's net is a smoothed view, or softplus takes the place of nothing in it (``Net.smooths``).
         c: weight of the map: 10 on CIFAR-10, 40 on ImageNet.
         gamma: weight of the output: 1e2 on CIFAR-10 and 1e6 on ImageNet, both with softmax; 10 with logits on ImageNet.
         output: f, "softmax" or "logits" (identity).
@@ -66,6 +66,8 @@ class Manipulation:
         ball: how far x_adv may be from x; None is no limit.
         stop: PCC of map and target map at which a sample is done: the rest of the batch goes on without it.
         restarts: attack from several starts at once and return the best; None is one start, at x.
+        redraw: draw the noise of a ``SmoothGrad`` explainer anew at every step, and judge with the explainer's own. The
+            map then moves for noise that nobody knows beforehand; where the noise is fixed it moves for that noise.
 
     Raises:
         TypeError: explainer is no explainer, ball no ``Ball`` or restarts no ``Restarts``.
@@ -91,6 +93,7 @@ class Manipulation:
     ball: Ball | None = None
     stop: float | None = None
     restarts: Restarts | None = None
+    redraw: bool = False
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -114,6 +117,9 @@ class Manipulation:
         if self.stop is not None:
             number = isinstance(self.stop, (int, float)) and not isinstance(self.stop, bool)
             _check.require(number and -1 <= self.stop <= 1, "stop", "be a correlation, -1 .. 1", self.stop)
+        _check.instance(self.redraw, "redraw", bool, "be True or False")
+        noisy = isinstance(self.explainer, SmoothGrad)
+        _check.require(noisy or not self.redraw, "redraw", "come with a SmoothGrad explainer", type(self.explainer))
         drawn = self.restarts is None or self.restarts.sigma is not None or self.ball is not None
         _check.require(drawn, "restarts", "have a sigma where the attack has no ball", self.restarts)
 

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
-import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastxai import _files, models
+from fastxai import _files
+from fastxai.cli import _models
+from fastxai.cli._errors import Stopped, UsageError, first_line
 from fastxai.cli._words import machine, table
 from fastxai.data import load_images
 from fastxai.engine import Net
 from fastxai.engine import compile as compile_net
+from fastxai.evaluation import Space
 from fastxai.explainers import Explainer, reduce_map
 
 __all__ = [
+    "WINDOW",
     "Network",
     "Stopped",
     "UsageError",
     "add_common",
     "add_model",
     "check_outputs",
+    "check_seed",
     "device",
     "images",
-    "imported",
-    "load",
     "machine",
     "maps",
     "network",
@@ -51,14 +50,10 @@ __all__ = [
 
 FIGURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 TENSORS = (".safetensors",)
-
-
-class UsageError(Exception):
-    """An argument is wrong: one line that names it."""
-
-
-class Stopped(Exception):
-    """The user pressed Ctrl-C and what there was has been written: one line that says where."""
+# Side of the windows of the SSIM: images and maps that are compared must hold one.
+WINDOW = 7
+# Every seed is below: pixel flipping takes no larger one, and would say so after hours.
+_SEEDS = 2**31
 
 
 @dataclass(frozen=True)
@@ -81,6 +76,12 @@ class Network:
     classes: tuple[str, ...]
     channels: int = 3
 
+    @property
+    def space(self) -> Space:
+        """Where the model takes its inputs from: normalised images, or those in [0, 1] as they are."""
+        mean, std = (None if v is None else tuple(v.tolist()) for v in (self.net.mean, self.net.std))
+        return Space(mean or (0.0,) * self.channels, std or (1.0,) * self.channels)
+
     def label(self, k: int) -> str:
         """Return the name of class k."""
         return self.classes[k] if k < len(self.classes) else f"class {k}"
@@ -97,6 +98,14 @@ class Network:
         """Raise UsageError unless k is None or one of the classes."""
         if k is not None and not 0 <= k < self.count:
             raise UsageError(f"--class must lie in 0 .. {self.count - 1}, got {k}")
+
+    def scores(self, x: Tensor, names: Iterable[object]) -> Tensor:
+        """Return the scores [N, K] of images of these names; UsageError names one whose scores are not finite."""
+        found = self.net(x)
+        broken = [name for name, fine in zip(names, found.isfinite().all(1).tolist(), strict=True) if not fine]
+        if broken:
+            raise UsageError(f"--model must have finite scores, got inf or nan for {broken[0]}")
+        return found
 
     def predict(self, x: Tensor) -> list[dict[str, Any]]:
         """Return for each image [N, 3, H, W] its class, the class's number and probability."""
@@ -144,156 +153,29 @@ def device(name: str) -> torch.device:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name} is not usable here: {_first_line(error)}") from error
+        raise UsageError(f"--device {name} is not usable here: {first_line(error)}") from error
     return torch.device(name)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def check_seed(seed: int) -> None:
+    """Raise UsageError unless everything random takes this seed."""
+    if not 0 <= seed < _SEEDS:
+        raise UsageError(f"--seed must lie in 0 .. {_SEEDS - 1}, got {seed}")
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    model: nn.Module
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    size: int
-    shorter: int
-    classes: tuple[str, ...] = ()
-
-
-def _demo(weights: Path | None) -> _Recipe:
-    model = models.demo() if weights is None else models.CNN()
-    return _Recipe(model, models.DEMO_MEAN, models.DEMO_STD, 32, 32, models.CLASSES)
-
-
-def _torchvision(name: str, weights: Path | None, *, pretrained: bool) -> _Recipe:
-    try:
-        from torchvision import models as zoo
-    except ImportError as error:
-        raise UsageError(
-            f"--model torchvision:{name} needs the package torchvision: pip install torchvision"
-        ) from error
-    if name not in zoo.list_models(module=zoo):
-        raise UsageError(f"--model torchvision:{name} is unknown; torchvision.models.list_models() lists the names")
-    known = zoo.get_model_weights(name)["DEFAULT"]
-    if pretrained:
-        model = _pretrained(known, lambda: zoo.get_model(name, weights=known))
-    elif weights is not None:
-        model = zoo.get_model(name, weights=None)
-    else:
-        raise UsageError(f"--model torchvision:{name} needs weights: --pretrained to download them, or --weights FILE")
-    preset = known.transforms()
-    size, shorter, classes = preset.crop_size[0], preset.resize_size[0], tuple(known.meta["categories"])
-    return _Recipe(model, preset.mean, preset.std, size, shorter, classes)
-
-
-def _pretrained(known: Any, build: Callable[[], nn.Module]) -> nn.Module:
-    """Return the model with torchvision's weights ``known``; UsageError if they cannot be had."""
-    try:
-        # torchvision announces a download on stdout, which is the result's.
-        with redirect_stdout(sys.stderr):
-            # Downloads, and refuses a file that holds more than tensors, which the builder would run.
-            known.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-            # The builder knows what the file does not say: older names of layers, inputs scaled inside the model.
-            return build()
-    # What a damaged file raises depends on its bytes.
-    except Exception as error:
-        file = Path(torch.hub.get_dir(), "checkpoints", known.url.rpartition("/")[2])
-        raise UsageError(
-            f"--pretrained: torchvision could not load {known.url}, kept as {file}: {_first_line(error)}; "
-            "remove that file if it is damaged, or give --weights FILE (.safetensors) in place of --pretrained"
-        ) from error
-
-
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """Let imports see the current folder, as ``python -m`` does and an installed script does not."""
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path.remove(os.getcwd())
-
-
-def imported(spec: str, name: str = "--model") -> nn.Module:
-    """Return what package.module:function makes; UsageError names the option."""
-    place, _, function = spec.partition(":")
-    with _importable_here():
-        try:
-            make = getattr(importlib.import_module(place), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UsageError(f"{name} {spec} cannot be imported: {_first_line(error)}") from error
-        try:
-            model = make()
-        except TypeError as error:
-            raise UsageError(f"{name} {spec} must be callable without arguments: {_first_line(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{name} {spec} must return a torch.nn.Module, got {type(model).__name__}")
-    return model
-
-
-def load(model: nn.Module, weights: Path, name: str = "--weights") -> None:
-    """Load a state dict; UsageError names the option and lists what does not fit."""
-    if not weights.is_file():
-        raise UsageError(f"{name} {weights}: no such file")
-    try:
-        found = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{name} {weights} is no safetensors file: {_first_line(error)}") from error
-    wanted = model.state_dict()
-    problems = [
-        ("missing", sorted(wanted.keys() - found.keys())),
-        ("unexpected", sorted(found.keys() - wanted.keys())),
-        (
-            "of another shape",
-            [
-                f"{key} {list(found[key].shape)} for {list(wanted[key].shape)}"
-                for key in sorted(wanted.keys() & found.keys())
-                if found[key].shape != wanted[key].shape
-            ],
-        ),
-    ]
-    listed = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
-    if listed:
-        raise UsageError(f"{name} {weights} does not fit the model; {'; '.join(listed)}")
-    # Buffers, such as a mask of attention, may be infinite.
-    parameters = {key for key, _ in model.named_parameters()}
-    broken = [
-        key
-        for key, value in sorted(found.items())
-        if value.isnan().any() or (key in parameters and value.isinf().any())
-    ]
-    if broken:
-        raise UsageError(f"{name} {weights} must hold finite numbers, got others in {', '.join(broken)}")
-    model.load_state_dict(found)
-
-
-def network(options: argparse.Namespace, channels: Sequence[int] = (3,)) -> Network:
+def network(options: argparse.Namespace, channels: Sequence[int] = (3,), smallest: int = 1) -> Network:
     """Build, load and compile the network that the options name; UsageError says which option is wrong.
 
-    Of the numbers of ``channels`` that images may have it gets the first that it takes.
+    Of the numbers of ``channels`` that images may have it gets the first that it takes. ``smallest`` is the least side
+    of an image that the command can work with.
     """
     where = device(options.device)
+    check_seed(options.seed)
     torch.manual_seed(options.seed)
-    kind, _, rest = options.model.partition(":")
-    if options.pretrained and kind != "torchvision":
-        raise UsageError(f"--pretrained goes with --model torchvision:NAME, got --model {options.model}")
-    if options.pretrained and options.weights is not None:
-        raise UsageError(f"--pretrained and --weights {options.weights} exclude each other: give one of them")
-    if options.model == "demo":
-        recipe = _demo(options.weights)
-    elif kind == "torchvision":
-        recipe = _torchvision(rest, options.weights, pretrained=options.pretrained)
-    elif kind and rest:
-        recipe = _Recipe(imported(options.model), None, None, 224, 256)
-    else:
-        raise UsageError(f"--model must be demo, torchvision:NAME or package.module:function, got {options.model}")
-    if options.weights is not None:
-        load(recipe.model, options.weights)
+    recipe = _models.recipe(options)
     size, shorter = (recipe.size, recipe.shorter) if options.size is None else (options.size, options.size)
-    if size < 1:
-        raise UsageError(f"--size must be at least 1, got {size}")
+    if size < smallest:
+        raise UsageError(f"--size must be at least {smallest}, got {size}")
     mean = recipe.mean if options.mean is None else options.mean
     std = recipe.std if options.std is None else options.std
     for name, values, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
@@ -313,7 +195,7 @@ def network(options: argparse.Namespace, channels: Sequence[int] = (3,)) -> Netw
             try:
                 count = net(torch.zeros(1, number, size, size, device=where)).shape[1]
             except (RuntimeError, ValueError) as error:
-                said = _first_line(error)
+                said = first_line(error)
                 continue
         for note in notes:
             print(f"fastxai: {note.message}", file=sys.stderr)
@@ -327,7 +209,7 @@ def images(files: Sequence[Path], name: str, network: Network, where: str) -> Te
     try:
         return load_images(files, network.size, network.shorter).to(where)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{name}: {_first_line(error)}") from error
+        raise UsageError(f"{name}: {first_line(error)}") from error
 
 
 @torch.no_grad()
@@ -336,7 +218,7 @@ def maps(explainer: Explainer, x: Tensor, target: int | None = None, *, signed: 
     try:
         raw = explainer.attribute(x, target)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"--method: {_first_line(error)}") from error
+        raise UsageError(f"--method: {first_line(error)}") from error
     # The values of a signed map may add up to anything near zero: it is not divided by its sum.
     return raw, reduce_map(raw, "sum", None) if signed else reduce_map(raw)
 

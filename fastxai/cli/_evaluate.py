@@ -125,10 +125,16 @@ class Job:
     parts: Sequence[Part]
     numbers: Sequence[int]
 
+    @property
+    def label(self) -> str:
+        """What a progress bar says of it."""
+        return f"{self.parts[0].experiment} {self.parts[0].which.get('method', '')}".strip()
+
 
 def bench(options: argparse.Namespace) -> Bench:
     """Build what the options name; UsageError says which option is wrong."""
-    network = _common.network(options, (3, 1))
+    # Attacked maps are compared by other metrics.
+    network = _common.network(options, (3, 1), _common.WINDOW if options.robustness is None else 1)
     data = _data(options, network.size)
     if data.images.shape[1] not in (1, network.channels):
         found, wanted = data.images.shape[1], network.channels
@@ -136,8 +142,7 @@ def bench(options: argparse.Namespace) -> Bench:
     highest = int(data.labels.max())
     if highest >= network.count:
         raise UsageError(f"--data has the label {highest}, --model {options.model} only {network.count} classes")
-    mean, std = (None if v is None else tuple(v.tolist()) for v in (network.net.mean, network.net.std))
-    space = evaluation.Space(mean or (0.0,) * network.channels, std or (1.0,) * network.channels)
+    space = network.space
     net = compile_net(network.net.model)
     told = {
         "model": options.model,

@@ -170,6 +170,7 @@ class Job:
 def bench(options: argparse.Namespace, study: Study) -> Bench:
     """Build what the options name; UsageError says which option is wrong."""
     _common.device(options.device)
+    _common.check_seed(options.seed)
     places = _networks_asked.places(options, study)
     networks, asked = _networks_asked.chosen(options, study, places)
     _networks_asked.methods(options, study)

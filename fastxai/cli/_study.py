@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,15 +13,15 @@ from torch import Tensor
 
 from fastxai import evaluation
 from fastxai._check import require
-from fastxai.cli import _common, _rows
+from fastxai.cli import _common, _rows, _study_asked
 from fastxai.cli._common import UsageError
 from fastxai.data.collection import Collection, open_collection
 from fastxai.engine import compile as compile_net
-from fastxai.explainers import Explainer, Patterns
+from fastxai.explainers import Explainer
 from fastxai.results import ResultStore, Row, digest
 from fastxai.studies import Experiment, Study
 
-__all__ = ["Bench", "Job", "bench", "jobs", "methods", "missing", "run"]
+__all__ = ["Bench", "Job", "bench", "jobs", "missing", "run"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Bench:
     """What all rows of one run of a study share.
 
     Attributes:
-        study: the study.
+        study: the study, without experiments that do not fit the model.
         space: where the network takes its inputs from.
         images: all of them.
         pairs: numbers of images, pair by pair.
@@ -110,9 +109,8 @@ class Job:
 
 def bench(options: argparse.Namespace, study: Study) -> Bench:
     """Build what the options name; UsageError says which option is wrong."""
-    network = _common.network(options)
-    mean, std = (None if v is None else tuple(v.tolist()) for v in (network.net.mean, network.net.std))
-    space = evaluation.Space(mean or (0.0,) * 3, std or (1.0,) * 3)
+    network = _common.network(options, smallest=_common.WINDOW)
+    space = network.space
     try:
         images = open_collection(options.images, network.size, network.shorter)
     except (OSError, ValueError) as error:
@@ -120,8 +118,8 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
 
     def classify(numbers: Sequence[int]) -> list[int]:
         parts = [numbers[i : i + options.batch] for i in range(0, len(numbers), options.batch)]
-        found = [network.net(images.load(part).to(options.device)).argmax(1).tolist() for part in parts]
-        return [k for part in found for k in part]
+        inputs = ((images.load(part).to(options.device), [images.names[n] for n in part]) for part in parts)
+        return [k for x, names in inputs for k in network.scores(x, names).argmax(1).tolist()]
 
     def choose(count: int) -> list[tuple[int, int]]:
         return evaluation.choose_pairs(len(images), count, options.seed, classify)
@@ -133,13 +131,16 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
     # The study works on what the model itself takes: the normalised input.
     net = compile_net(network.net.model)
     patterns, digits = _rows.patterns(options)
-    made = Bench(
-        study=study,
+    x = space.enter(images.load(pairs[0][:1])).to(options.device)
+    preset = options.preset or ("cifar10" if options.images.startswith("cifar10:") else "imagenet")
+    attack = {} if options.steps is None else {"attack": {"steps": options.steps}}
+    return Bench(
+        study=replace(study, experiments=_study_asked.experiments(options, study, net, x)),
         space=space,
         images=images,
         pairs=pairs,
         choose=choose,
-        methods=_methods(options, study, net, space, patterns),
+        methods=_study_asked.explainers(options, study, net, x, space, patterns),
         told={
             "model": options.model,
             "weights": _rows.digits_of(network.net.model),
@@ -147,69 +148,13 @@ def bench(options: argparse.Namespace, study: Study) -> Bench:
             "size": network.size,
             "space": space.described(),
             "seed": options.seed,
-            "preset": options.preset or ("cifar10" if options.images.startswith("cifar10:") else "imagenet"),
+            "preset": preset,
             "steps": options.steps,
         },
         device=options.device,
         patterns=digits,
-        overrides={},
+        overrides={"preset": preset, **attack},
     )
-    attack = {} if options.steps is None else {"attack": {"steps": options.steps}}
-    overrides = {"preset": made.told["preset"], **attack}
-    return _fitting(options, replace(made, overrides=overrides))
-
-
-def methods(options: argparse.Namespace, study: Study) -> None:
-    """UsageError if a map is asked for that the study does not make, or none that an experiment named is done with."""
-    unknown = [name for name in options.methods if name not in (*study.methods, "all")]
-    if unknown:
-        raise UsageError(f"--methods must be all or some of {' '.join(study.methods)}, got {' '.join(unknown)}")
-    for experiment in (study.experiments[name] for name in options.only or ()):
-        if not {"all", *experiment.methods} & set(options.methods):
-            raise UsageError(
-                f"--methods must be all or some of {' '.join(experiment.methods)} for --only {experiment.name}, got "
-                f"{' '.join(options.methods)}"
-            )
-
-
-def _methods(
-    options: argparse.Namespace, study: Study, net: Any, space: evaluation.Space, patterns: Patterns | None
-) -> dict[str, Explainer]:
-    made = {}
-    for name in study.methods:
-        if not {"all", name} & set(options.methods):
-            continue
-        if name == "pattern_attribution" and patterns is None:
-            if _all(options):
-                print(f"fastxai: {name} is left out: it needs --patterns FILE", file=sys.stderr)
-                continue
-            raise UsageError(f"--methods {name} needs --patterns FILE")
-        settings = {k: v for k, v in study.methods[name].items() if k != "title"}
-        made[name] = evaluation.explainer(name, net, space, settings, patterns)
-    return made
-
-
-def _all(options: argparse.Namespace) -> bool:
-    return options.methods == ["all"]
-
-
-def _fitting(options: argparse.Namespace, made: Bench) -> Bench:
-    """Return the bench without the methods that do not fit the model; UsageError if one was asked for by name."""
-    kept = {}
-    for name, explainer in made.methods.items():
-        x = made.space.enter(made.images.load([0])).to(made.device)
-        try:
-            explainer.attribute(x)
-        except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            if not _all(options):
-                raise UsageError(f"--methods {name} does not fit the model: {reason}") from error
-            print(f"fastxai: {name} is left out: {reason}", file=sys.stderr)
-        else:
-            kept[name] = explainer
-    if not kept:
-        raise UsageError("--methods: none fits the model")
-    return replace(made, methods=kept)
 
 
 def jobs(options: argparse.Namespace, made: Bench, rows: Iterable[Row]) -> tuple[list[Job], int]:

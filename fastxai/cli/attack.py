@@ -13,6 +13,7 @@ from fastxai import viz
 from fastxai.attacks import AttackResult, Ball, Manipulation, Similarity, target_maps
 from fastxai.attacks._presets import DATA, networks
 from fastxai.cli import _common, _methods
+from fastxai.cli._errors import UsageError, first_line
 from fastxai.explainers import Explainer
 from fastxai.viz import Panel, Row
 
@@ -63,15 +64,18 @@ def run(options: argparse.Namespace) -> None:
     out = options.out or [Path("fastxai-attack.png")]
     count = len(options.images)
     if options.target and len(options.target) not in (1, count):
-        raise _common.UsageError(
-            f"--target must be given once or {count} times, once an IMAGE, got {len(options.target)}"
-        )
+        raise UsageError(f"--target must be given once or {count} times, once an IMAGE, got {len(options.target)}")
     _common.check_outputs(out)
-    network = _common.network(options)
+    network = _common.network(options, smallest=_common.WINDOW)
     explainer = _methods.explainer(options.method, network.net, options)
-    attack = _attack(explainer, options)
+    attack = _attack(explainer, network, options)
     x = _common.images(options.images, "IMAGE", network, options.device)
-    result = attack.perturb(x, _target_maps(explainer, x, network, options), progress=True)
+    network.scores(x, options.images)
+    target_map = _target_maps(explainer, x, network, options)
+    try:
+        result = attack.perturb(x, target_map, progress=True)
+    except ValueError as error:
+        raise UsageError(f"--method {options.method}: {first_line(error)}") from error
 
     before, after = network.predict(x), network.predict(result.images)
     files = zip(options.images, compared(result, before, after), strict=True)
@@ -92,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
         raise _common.Stopped(f"stopped after {report['steps']} of {attack.steps} steps; {_common.written(out)}")
 
 
-def _attack(explainer: Explainer, options: argparse.Namespace) -> Manipulation:
+def _attack(explainer: Explainer, network: _common.Network, options: argparse.Namespace) -> Manipulation:
     """Return the attack of the options: a preset or the defaults, and what was given."""
     given = {name: getattr(options, name) for name in ("steps", "lr", "c", "gamma", "stop")}
     given["beta"] = None if options.beta is None else tuple(options.beta)
@@ -102,12 +106,14 @@ def _attack(explainer: Explainer, options: argparse.Namespace) -> Manipulation:
         if options.preset is not None:
             name = options.model.partition(":")[2]
             row = name if options.method in ("gradient", "saliency") and name in networks(options.preset) else None
-            return Manipulation.preset(explainer, options.preset, row, **given)
+            # The preset knows by itself what a net takes that normalises.
+            space = {} if network.net.normalises else {"mean": network.space.mean, "std": network.space.std}
+            return Manipulation.preset(explainer, options.preset, row, **space, **given)
         c, gamma = IMAGENET if options.model.startswith("torchvision:") else SMALL
         beta = None if options.method == "lrp" else BETA
         return Manipulation(explainer, **({"steps": STEPS, "lr": LR, "beta": beta, "c": c, "gamma": gamma} | given))
     except ValueError as error:
-        raise _common.UsageError(f"--{error}") from error
+        raise UsageError(f"--{error}") from error
 
 
 def _target_maps(explainer: Explainer, x: Tensor, network: _common.Network, options: argparse.Namespace) -> Tensor:
@@ -116,9 +122,10 @@ def _target_maps(explainer: Explainer, x: Tensor, network: _common.Network, opti
         try:
             return target_maps.text((len(x), *x.shape[2:]), options.text).to(x)
         except ValueError as error:
-            raise _common.UsageError(f"--text: {error}") from error
-    others = _common.images(options.target, "--target", network, options.device).expand(len(x), -1, -1, -1)
-    return _common.maps(explainer, others)[1]
+            raise UsageError(f"--text: {error}") from error
+    others = _common.images(options.target, "--target", network, options.device)
+    network.scores(others, options.target)
+    return _common.maps(explainer, others.expand(len(x), -1, -1, -1))[1]
 
 
 def compared(result: AttackResult, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from fastxai import evaluation
 from fastxai.cli import _attributional, _common, _evaluate, _rows
 from fastxai.cli._common import Stopped, UsageError
+from fastxai.cli._errors import naming
 from fastxai.data.noise import KINDS
 from fastxai.results import ResultStore, Row
 
@@ -113,8 +114,9 @@ def _make(options: argparse.Namespace, store: ResultStore) -> _evaluate.Bench:
     try:
         with tqdm(total=total, unit="row", disable=None) as bar:
             for job in jobs:
-                bar.set_description(f"{job.parts[0].experiment} {job.parts[0].which.get('method', '')}".strip())
-                made += _evaluate.run(store, bench, job)
+                bar.set_description(job.label)
+                with naming(job.label, store.folder):
+                    made += _evaluate.run(store, bench, job)
                 bar.update(len(job.parts))
     except OSError as error:
         raise UsageError(f"--out {options.out}: {error}") from error

@@ -9,8 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from fastxai import report, studies
-from fastxai.cli import _common, _networks, _networks_asked, _rows, _study
+from fastxai.cli import _common, _networks, _networks_asked, _rows, _study, _study_asked
 from fastxai.cli._common import Stopped, UsageError
+from fastxai.cli._errors import naming
 from fastxai.results import ResultStore
 from fastxai.studies import Study
 
@@ -88,7 +89,7 @@ def _check(options: argparse.Namespace, study: Study) -> None:
     unknown = [name for name in options.only or () if name not in study.experiments]
     if unknown:
         raise UsageError(f"--only must be one of {' '.join(study.experiments)}, got {unknown[0]}")
-    {"pairs": _study.methods, "networks": _networks_asked.methods}[study.kind](options, study)
+    {"pairs": _study_asked.methods, "networks": _networks_asked.methods}[study.kind](options, study)
     needed, what = {"pairs": ("images", "DIR"), "networks": ("data", "KIND:FOLDER")}[study.kind]
     if not (getattr(options, needed) or options.report_only):
         raise UsageError(f"--{needed} {what} is needed, unless --report-only is given")
@@ -104,7 +105,8 @@ def _make(options: argparse.Namespace, study: Study, store: ResultStore) -> None
         with tqdm(total=total, initial=there, unit="row", disable=None) as bar:
             for job in jobs:
                 bar.set_description(job.label)
-                runner.run(store, bench, job)
+                with naming(job.label, store.folder):
+                    runner.run(store, bench, job)
                 made += job.rows
                 bar.update(job.rows)
     except OSError as error:

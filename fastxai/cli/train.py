@@ -14,7 +14,7 @@ from torch import nn
 
 from fastxai import _check, models
 from fastxai._files import write_tensors, written_aside
-from fastxai.cli import _common
+from fastxai.cli import _common, _models
 from fastxai.cli._common import Stopped, UsageError
 from fastxai.cli._terms import TERMS, terms
 from fastxai.data import Labelled, labelled
@@ -217,10 +217,10 @@ def network(table: Mapping[str, Any], seed: int) -> nn.Module:
     if name in NETWORKS:
         model, drawn = NETWORKS[name](make), drawn or "he_normal"
     else:
-        model = _common.imported(name, "[model] network")
+        model = _models.imported(name, "[model] network")
         model = _activated(model, make) if "activation" in table else model
     if given is not None:
-        _common.load(model, Path(given), "[model] weights")
+        _models.load(model, Path(given), "[model] weights")
         return model
     return model if drawn is None else models.initialise(model, drawn)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ class Collection:
 
     Attributes:
         names: of the images, one each.
-        identity: digits that stand for the whole collection, wherever it lies.
+        identity: digits that stand for the whole collection, wherever it lies: names and contents of a folder's files,
+            labels of CIFAR-10.
         load: numbers -> float32 [n, 3, size, size] in [0, 1].
     """
 
@@ -59,8 +61,13 @@ def open_collection(place: str, size: int, shorter: int | None = None) -> Collec
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     require(len(files) > 0, "images", f"hold files that end in {' '.join(SUFFIXES)}", place)
     names = [file.relative_to(folder).as_posix() for file in files]
-    told = "\n".join(f"{name} {file.stat().st_size}" for name, file in zip(names, files, strict=True))
+    told = "\n".join(f"{name} {_digest(file)}" for name, file in zip(names, files, strict=True))
     return Collection(names, digits(told), lambda numbers: load_images([files[n] for n in numbers], size, shorter))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _cifar10(folder: Path, size: int) -> Collection:

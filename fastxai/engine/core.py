@@ -73,6 +73,8 @@ class Core:
         self.rule_runtimes: OrderedDict[Composite, dict[Any, RuleRuntime]] = OrderedDict()
         self.last: Any = None
         self.announced: set[str] = set()
+        # Whether softplus changes anything on the fallback, by the shape of a sample.
+        self.smooth: dict[tuple[int, ...], bool] = {}
 
     def prepare(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std per channel."""

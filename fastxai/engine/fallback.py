@@ -22,32 +22,64 @@ __all__ = ["Fallback"]
 
 
 class _Replace(TorchFunctionMode):
-    """Run ReLU-like functions as another activation while the model runs; nothing in the model changes."""
+    """Run ReLU-like functions as another activation while the model runs; nothing in the model changes.
+
+    Attributes:
+        rule: from the model's activation to the one that runs.
+        replaced: how many calls were replaced.
+    """
 
     def __init__(self, rule: Callable[[Activation], Activation]) -> None:
         super().__init__()
-        self.rule = rule
+        self.rule, self.replaced = rule, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        act = _relu_like(getattr(func, "__name__", ""), args, kwargs)
-        if act is None or self.rule(act) == act:
+        name = getattr(func, "__name__", "")
+        a = args[0] if args else kwargs.get("input")
+        other = self._other(name.removesuffix("_"), args, kwargs)
+        if other is None:
             return func(*args, **kwargs)
-        a = args[0] if args else kwargs["input"]
+        self.replaced += 1
         # The model may use what an in-place call wrote and not what it returned.
-        in_place = func.__name__.endswith("_") or kwargs.get("inplace") or any(arg is True for arg in args[1:])
-        return a.copy_(smooth(self.rule(act), a.clone())) if in_place else smooth(self.rule(act), a)
+        in_place = name.endswith("_") or kwargs.get("inplace") or any(arg is True for arg in args[1:])
+        return a.copy_(other(a.clone())) if in_place else other(a)
+
+    def _other(self, name: str, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor] | None:
+        """Return what runs in place of a call, or None for the call itself."""
+        act = _relu_like(name, args, kwargs)
+        if act is not None:
+            act, given = self.rule(act), act
+            return None if act == given else lambda a: smooth(act, a)
+        relu = self.rule(Activation("relu"))
+        if relu == Activation("relu"):
+            return None
+        if name == "prelu":
+            # max(a, 0) + w min(a, 0), w one for all channels or one each.
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            return lambda a: (w := weight.view(-1, *[1] * max(0, a.dim() - 2))) * a + (1 - w) * smooth(relu, a)
+        if name == "hardtanh":
+            low, high = _pair(args, kwargs, ("min_val", "max_val"), (-1.0, 1.0))
+            return lambda a: low + smooth(relu, a - low) - smooth(relu, a - high)
+        return None
+
+
+def _pair(args: Any, kwargs: Any, names: tuple[str, str], defaults: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return the second and the third argument of a call."""
+    return tuple(
+        args[i] if len(args) > i else kwargs.get(n, d) for i, n, d in zip((1, 2), names, defaults, strict=True)
+    )  # type: ignore[return-value]
 
 
 def _relu_like(name: str, args: Any, kwargs: Any) -> Activation | None:
-    name = name.removesuffix("_")
     if name in ("relu", "relu6"):
         return Activation(name)
+    if name in ("threshold", "_threshold"):
+        return Activation("relu") if _pair(args, kwargs, ("threshold", "value"), (None, None)) == (0, 0) else None
     if name == "hardtanh":
-        low, high = (*args[1:3], *[kwargs.get(k) for k in ("min_val", "max_val")][len(args) - 1 :])[:2]
-        return Activation("relu6") if (low, high) == (0.0, 6.0) else None
+        return Activation("relu6") if _pair(args, kwargs, ("min_val", "max_val"), (-1.0, 1.0)) == (0, 6) else None
     if name in ("clamp", "clip", "clamp_min"):
-        low, high = (*args[1:3], *[kwargs.get(k) for k in ("min", "max")][len(args) - 1 :])[:2]
+        low, high = _pair(args, kwargs, ("min", "max"), (None, None))
         known = not isinstance(low, Tensor) and low == 0 and not isinstance(high, Tensor) and high in (None, 6)
         return Activation("relu" if high is None else "relu6") if known else None
     if name == "leaky_relu":
@@ -123,15 +155,28 @@ class Fallback:
 
     def present(self, x: Tensor, rule: Callable[[Activation], Activation]) -> Tensor:
         """Return g(x) [N, K] with a graph, the model being in its present mode."""
+        return self._forward(x, _Replace(rule))
+
+    def _forward(self, x: Tensor, replace: _Replace) -> Tensor:
         fed = self.prepare(x)
         # A copy, for a model that writes into its input.
-        with _Replace(rule):
+        with replace:
             return self._checked(self.model(fed.clone() if fed is x else fed), x)
 
     def _run(self, x: Tensor, rule: Callable[[Activation], Activation]) -> Tensor:
+        return self._evaluated(x, _Replace(rule))
+
+    def _evaluated(self, x: Tensor, replace: _Replace) -> Tensor:
         # The one attention kernel that has a second derivative.
         with _still(self.model), evaluation(self.model), sdpa_kernel(SDPBackend.MATH):
-            return self.present(x, rule)
+            return self._forward(x, replace)
+
+    @torch.no_grad()
+    def smooths(self, x: Tensor) -> bool:
+        """Return whether softplus takes the place of anything on the way of x."""
+        replace = _Replace(lambda act: act.smoothed(1.0))
+        self._evaluated(x, replace)
+        return replace.replaced > 0
 
     @staticmethod
     def _checked(scores: Any, x: Tensor) -> Tensor:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastxai import _check
 from fastxai.engine import arguments
 from fastxai.engine.arguments import Target
-from fastxai.engine.core import Core, Report
+from fastxai.engine.core import Report
 from fastxai.engine.directions import directions
 from fastxai.engine.explain import SEEDS, LayerSample
 from fastxai.engine.fallback import Fallback
@@ -22,14 +21,14 @@ from fastxai.engine.heads import Head, Output, head
 from fastxai.engine.products import products
 from fastxai.engine.rules import Composite
 from fastxai.engine.runtime import Runtime
-from fastxai.kernels.activation import RELU_LIKE, Activation
+from fastxai.engine.view import View
 
 __all__ = ["Net", "Report"]
 
 _PLAIN = Composite()
 
 
-class Net:
+class Net(View):
     """A compiled network: its scores, gradients and Hessian-vector products, batched, as numbers without a graph.
 
     Maps with gradients are the explainers' (``fastxai.Gradient`` and kin). The model is always evaluated in eval mode;
@@ -40,79 +39,6 @@ class Net:
         base: the net with the model's own activations (itself, if this is no smoothed view).
         activation, beta, surrogate: the view's settings.
     """
-
-    def __init__(
-        self, core: Core, activation: str | None, beta: float | None, surrogate: str | None, base: Net | None = None
-    ) -> None:
-        self.beta = arguments.sharpness(activation, beta, surrogate)
-        self._core, self.activation, self.surrogate = core, activation, surrogate
-        self.base: Net = self if base is None else base
-        self._rules: dict[Any, tuple[Activation, ...]] = {}
-        self._warned = False
-
-    @property
-    def model(self) -> nn.Module:
-        """The wrapped module."""
-        return self._core.model
-
-    @property
-    def normalises(self) -> bool:
-        """True if the net takes the image and normalises it itself (``mean`` or ``std`` was given)."""
-        return self._core.mean is not None or self._core.std is not None
-
-    @property
-    def mean(self) -> Tensor | None:
-        """The mean per channel that is subtracted, or None."""
-        return self._core.mean
-
-    @property
-    def std(self) -> Tensor | None:
-        """The standard deviation per channel that the net divides by, or None."""
-        return self._core.std
-
-    def with_activation(self, activation: str | None, beta: float | None = None) -> Net:
-        """Return a view of the same network whose ReLU-like activations are softplus_beta (None: the model's own).
-
-        Weights and compiled graphs are shared, so a view costs nothing. ``target=None`` keeps meaning the class that
-        the model as given predicts.
-
-        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()))
-        >>> net.with_activation("softplus", beta=2.0).beta
-        2.0
-        """
-        return Net(self._core, activation, beta, None, self.base)
-
-    def with_surrogate(self, surrogate: str | None, beta: float | None = None) -> Net:
-        """Return a view like ``with_activation``'s where s'' alone differs from the model's own (see ``compile``).
-
-        >>> net = fastxai.compile(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()))
-        >>> net.with_surrogate("curvature", beta=2.0).surrogate
-        'curvature'
-        """
-        return Net(self._core, None, beta, surrogate, self.base)
-
-    def _view(self, act: Activation) -> Activation:
-        """Return the activation that this view uses in place of the model's own."""
-        if act.name not in RELU_LIKE:
-            return act
-        beta = 1.0 if self.beta is None else self.beta
-        if self.activation == "softplus":
-            return act.smoothed(beta)
-        return act if self.surrogate is None else replace(act, beta=beta, second=self.surrogate)
-
-    def _backend(self, x: Tensor) -> tuple[Runtime | Fallback, Any]:
-        """Return what runs inputs like x, and the activations of this view in its terms."""
-        second = self.surrogate or "own"
-        runtime, _ = self._core.runtime(tuple(x.shape[1:]), x.dtype, second)
-        if runtime is None:
-            return self._core.autograd, self._view
-        key = id(runtime)
-        if key not in self._rules:
-            self._rules[key] = tuple(self._view(act) for act in runtime.graph.activations)
-        return runtime, self._rules[key]
-
-    def _check_input(self, x: Any) -> Tensor:
-        return self._core.check_channels(arguments.inputs(x, self.model))
 
     def _check_target(self, target: Target, x: Tensor) -> Tensor | None:
         """Return the target as a LongTensor [N], or None for the highest score of this view's own model."""
@@ -379,21 +305,3 @@ class Net:
             last = run.graph.nodes[-1].shape if isinstance(run, Runtime) else run.scores(x[:1], self._view).shape[1:]
             arguments.in_range(chosen, last[0])
         return chosen
-
-    def report(self, x: Tensor | Sequence[int] | None = None) -> Report:
-        """Return where each operation runs, for an input (or its per-sample shape); by default the last one seen.
-
-        Raises:
-            ValueError: no input was seen yet and none is given.
-        """
-        second = self.surrogate or "own"
-        if x is None:
-            _check.require(bool(self._core.runtimes), "x", "be given: the net has seen no input yet", None)
-            return self._core.runtimes[self._core.last][1]
-        like = x if isinstance(x, Tensor) else next(self.model.parameters(), torch.empty(0))
-        shape = x.shape[1:] if isinstance(x, Tensor) else x
-        return self._core.runtime(tuple(shape), like.dtype, second)[1]
-
-    def refresh(self) -> None:
-        """Rebuild every derived weight at the next call: needed after edits through ``.data`` only."""
-        self._core.refresh()

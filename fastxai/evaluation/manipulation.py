@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastxai import _check
 from fastxai.attacks import AttackResult, Manipulation, Similarity
 from fastxai.evaluation.methods import smoothed
 from fastxai.evaluation.task import Outcome, Space, Task, listed, shown_map
 from fastxai.evaluation.watched import Watched
-from fastxai.explainers import Explainer, Gradient
+from fastxai.explainers import Explainer, Gradient, SmoothGrad
 from fastxai.metrics import mse
 
 __all__ = ["attack", "finished", "growth", "manipulate", "resolve"]
 
 # Of an attack: what a row says of it, beside the space.
 _SAID = ("steps", "lr", "beta", "c", "gamma", "output", "optimizer", "judge_every")
+# What the attack's own noise does not reach: another seed of SmoothGrad.
+_FRESH = 1
 
 
 def attack(explainer: Explainer, space: Space, settings: Mapping[str, Any]) -> Manipulation:
@@ -29,7 +32,9 @@ def attack(explainer: Explainer, space: Space, settings: Mapping[str, Any]) -> M
         explainer: the map under attack, by a net that takes inputs of the space.
         space: gives the bounds.
         settings: "preset" is "imagenet" or "cifar10", or "imagenet:NETWORK" with the name of a network, whose row then
-            holds for the Gradient map; "attack" replaces arguments of the preset.
+            holds for the Gradient map; "attack" replaces arguments of the preset. "budget" is "plain" if a smoothed map
+            is attacked with the iterations and the step size of the plain one, "own" (if absent) if with its own;
+            "redraw" is Manipulation's.
 
     Raises:
         TypeError: an argument is unknown.
@@ -37,8 +42,15 @@ def attack(explainer: Explainer, space: Space, settings: Mapping[str, Any]) -> M
     """
     data, _, network = settings["preset"].partition(":")
     changes = settings.get("attack", {})
-    row = network if network and isinstance(explainer, Gradient) else None
-    return Manipulation.preset(explainer, data, row, mean=space.mean, std=space.std, **changes)
+
+    def preset(explainer: Explainer, changes: Mapping[str, Any]) -> Manipulation:
+        row = network if network and isinstance(explainer, Gradient) else None
+        return Manipulation.preset(explainer, data, row, mean=space.mean, std=space.std, **changes)
+
+    if _check.one_of(settings.get("budget", "own"), "budget", ("own", "plain")) == "plain":
+        plain = preset(getattr(explainer, "explainer", explainer), {})
+        changes = {"steps": plain.steps, "lr": plain.lr, **changes}
+    return preset(explainer, {"redraw": settings.get("redraw", False), **changes})
 
 
 def resolve(task: Task) -> dict[str, Any]:
@@ -56,7 +68,10 @@ def manipulate(task: Task) -> Outcome:
 
     Values, a list over pairs each: ``map_to_target``, ``map_to_target_before``, ``map_to_original`` and ``image`` with
     .pcc, .ssim and .mse; class and confidence before and after; norms of the change on softmax and logits; the step
-    of the best iterate. Tensors: "manipulated" of all pairs, and the kept pairs' images and maps.
+    of the best iterate; class and PCC with the target map of the last one. Of
+    SmoothGrad also ``fresh_to_target`` and ``fresh_to_original``: the map by noise that the attack has not seen,
+    against the target map, and the original image's by that noise. Tensors: "manipulated" of all pairs, and the kept
+    pairs' images and maps.
     """
     method = smoothed(task.explainer, task.space, task.settings, task.seed)
     attacking = attack(method, task.space, task.settings)
@@ -77,7 +92,16 @@ def manipulate(task: Task) -> Outcome:
         "softmax_change": change.softmax.tolist(),
         "logit_change": change.logits.tolist(),
         "best_step": result.best_step.tolist(),
+        "last_class_kept": result.last_class_kept.tolist(),
+        "last_pcc": result.last_pcc.tolist(),
     }
+    if isinstance(method, SmoothGrad):
+        fresh = smoothed(task.explainer, task.space, task.settings, task.seed + _FRESH)
+        classes = change.original_classes
+        h, h_0 = (shown_map(fresh, images, classes) for images in (result.images, task.x))
+        values |= listed(
+            fresh_to_target=Similarity.between(h, result.target_maps), fresh_to_original=Similarity.between(h, h_0)
+        )
     shown = task.kept(
         {
             "example.image": task.space.leave(task.x),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class SmoothGrad(Explainer):
         explainer: gives h', of 1 + n rows for each input: a setting of its own may be one for all, not one for each.
         n_samples: n.
         noise: sigma over the range of each input.
-        seed: of the noise.
+        seed: of the noise, 0 .. 2^32 - 1.
         stdev: sigma itself, in the space of x, as Captum's ``NoiseTunnel``; stands in for ``noise`` if given.
 
     >>> model = torch.nn.Linear(4, 3)
@@ -60,7 +61,8 @@ class SmoothGrad(Explainer):
         _check.require(isinstance(n_samples, int) and n_samples > 0, "n_samples", "be a positive int", n_samples)
         for value, name in ((noise, "noise"), (0.0 if stdev is None else stdev, "stdev")):
             _check.not_negative(value, name)
-        _check.require(isinstance(seed, int), "seed", "be an int", seed)
+        # A generator tells no more than 32 bits apart.
+        _check.require(isinstance(seed, int) and 0 <= seed < 2**32, "seed", "be an int in [0, 2^32)", seed)
         self.explainer, self.n_samples, self.noise, self.seed, self.stdev = explainer, n_samples, noise, seed, stdev
         self._drawn: tuple[Any, Tensor] | None = None
 
@@ -111,7 +113,25 @@ class SmoothGrad(Explainer):
         _check.require(_check.tensor(x, name).dim() >= 2, name, "have shape [N, ...]", list(x.shape))
         key = self.seed, self.n_samples, tuple(x.shape[1:]), x.dtype, x.device
         if self._drawn is None or self._drawn[0] != key:
-            source = torch.Generator().manual_seed(self.seed)
-            rows = [torch.randn(x.shape[1:], generator=source, dtype=torch.float32) for _ in range(self.n_samples)]
-            self._drawn = key, torch.stack([torch.zeros_like(rows[0]), *rows]).to(x.device, x.dtype)
+            self._drawn = key, self._normals(x)
         return self._drawn[1]
+
+    def _normals(self, x: Tensor) -> Tensor:
+        source = torch.Generator().manual_seed(self.seed)
+        rows = [torch.randn(x.shape[1:], generator=source, dtype=torch.float32) for _ in range(self.n_samples)]
+        return torch.stack([torch.zeros_like(rows[0]), *rows]).to(x.device, x.dtype)
+
+    def redraw(self, x: Tensor, seed: int) -> Tensor:
+        """Take the noise of another seed for inputs like x, in place: whatever recorded this map reads the new one."""
+        self.seed = seed
+        if self._drawn is None:
+            return self._draws(x, "x")
+        self._drawn[1].copy_(self._normals(x))
+        self._drawn = (seed, *self._drawn[0][1:]), self._drawn[1]
+        return self._drawn[1]
+
+    def another(self) -> SmoothGrad:
+        """Return the same map with noise of its own, which ``redraw`` replaces while all inputs have one shape."""
+        made = copy.copy(self)
+        made._drawn = None
+        return made

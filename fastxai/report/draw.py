@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 __all__ = [
     "COLOURS",
     "INK",
+    "UNKNOWN",
     "bands",
     "boxes",
     "decades",
@@ -136,18 +138,27 @@ def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)
 
 
+BETA_SMOOTHING = "\N{GREEK SMALL LETTER BETA}-smoothing"
+MORE = {"matched": "plain budget", "fixed": "fixed noise", "10": "10 samples", "50": "50 samples"}
+UNKNOWN = "\N{EN DASH}"
+
+
 def smoothing(name: str) -> str:
     """Return what a report calls a way of smoothing: "beta_smoothing" is beta-smoothing."""
-    said = {"none": "plain", "manipulation": "plain", "beta_smoothing": "\N{GREEK SMALL LETTER BETA}-smoothing"}
-    return said.get(name) or name.replace("smooth_grad", "SmoothGrad").replace("_", " ")
+    if name in ("none", "manipulation"):
+        return "plain"
+    kind, _, more = name.replace("beta_smoothing", BETA_SMOOTHING).replace("smooth_grad", "SmoothGrad").partition("_")
+    return f"{kind}, {MORE.get(more, more.replace('_', ' '))}" if more else kind
 
 
 def number(value: float, places: int = 2) -> str:
-    """Return a number as a report prints it: 0.93, 1.2e-05, or a dash for NaN."""
+    """Return a number as a report prints it, with two digits that count: 0.93, 0.011, 1.2e-05, or a dash for NaN."""
     if not np.isfinite(value):
-        return "\N{EN DASH}"
-    small = value != 0 and abs(value) < 10**-places
-    return f"{value:.1e}" if small or abs(value) >= 1e5 else f"{value:.{places}f}"
+        return UNKNOWN
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.1e}"
+    leading = 0 if value == 0 else math.floor(math.log10(abs(value)))
+    return f"{value:.{max(places, 1 - leading)}f}"
 
 
 def share(kept: np.ndarray) -> str:
@@ -160,6 +171,6 @@ def summary(values: np.ndarray, places: int = 2) -> str:
     """Return the median and, in brackets, the quartiles."""
     known = values[np.isfinite(values)]
     if not len(known):
-        return "\N{EN DASH}"
+        return UNKNOWN
     first, middle, third = np.quantile(known, (0.25, 0.5, 0.75))
     return f"{number(middle, places)} ({number(first, places)} .. {number(third, places)})"

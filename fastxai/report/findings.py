@@ -99,6 +99,10 @@ class Findings:
             found.update(zip(pairs, values, strict=True))
         return np.array([found[number] for number in sorted(found)], dtype=float)
 
+    def holds(self, experiment: str, method: str, name: str) -> bool:
+        """Return whether all rows of a method hold a value: what older rows and other maps have not is left out."""
+        return all(name in row.values for row in self._of(experiment, method))
+
     def common(self, experiment: str, method: str, name: str) -> Any:
         """Return a value that is the same in all rows of a method, such as the betas of a sweep."""
         return self._of(experiment, method)[0].values[name]

@@ -42,8 +42,8 @@ class PathChange:
         jumps: sum over the segments of ||change - integral||: what H does not see, and the error of the quadrature.
         length: L, of the polyline.
         distance: ||x_T - x_0||.
-        spectral: max ||H||_2 over the sampled points.
-        frobenius: max ||H||_F over them, by Hutchinson's estimate.
+        spectral: max ||H||_2 over the sampled points, at most that over the path.
+        frobenius: max ||H||_F over them, likewise, by Hutchinson's estimate.
         frobenius_error: its standard error at the point of the maximum.
     """
 
@@ -138,7 +138,8 @@ def path_change(
 
     The integrals take Gauss-Legendre nodes on every segment: one Hessian-vector product for each node. The norms are
     taken at those nodes of each sample where ||H gamma'|| / ||gamma'|| is largest, so that no link of the chain fails
-    for a maximum that was missed; only Hutchinson's error can make one fail.
+    for a maximum that was missed, only for Hutchinson's error; and at as many points evenly along the polyline. Their
+    largest are lower bounds of the maxima along the path: those of other points may be larger.
 
     Args:
         net: a smooth net, or a view of one (``with_activation``): one net for the whole path, whatever an attack used.
@@ -146,7 +147,7 @@ def path_change(
         target: class k as an int, a LongTensor [N], or None for the class that the model as given predicts at the first
             points.
         nodes: per segment; 1 is the midpoint rule.
-        samples: at how many nodes of each sample the norms are taken; at most all.
+        samples: at how many nodes of each sample the norms are taken, at most all, and at how many of ``points``.
         steps: Lanczos steps for ||H||_2.
         probes: for ||H||_F; None: exact.
         tolerance: halve segments, each at most a dozen times, until ``jumps`` is at most this share of the map's
@@ -174,6 +175,7 @@ def path_change(
     ends, maps = ((each[:-1].flatten(0, 1), each[1:].flatten(0, 1)) for each in (flat, h))
     segments = _Segments(ends, maps, sample, torch.full_like(lengths, torch.inf).flatten())
     path.add(segments, None if tolerance is None else tolerance * row_norm(change) / lengths.sum(0))
+    path.spread(flat)
     spectral, frobenius, error = path.norms(steps, probes)
     return PathChange(
         change=change.view_as(points[0]),
@@ -283,6 +285,13 @@ class _Path:
         x, gain, sample = (torch.cat(pair) for pair in zip(self.best, (x, gain, sample), strict=True))
         kept = _largest(gain, sample, self.samples)
         self.best = x[kept], gain[kept], sample[kept]
+
+    def spread(self, points: Tensor) -> None:
+        """Add points of the polyline [T + 1, N, D], evenly, to the candidates for the norms."""
+        some = np.linspace(0, len(points) - 1, min(self.samples, len(points))).round().astype(int).tolist()
+        x, count = points[some].flatten(0, 1), points.shape[1]
+        sample = torch.arange(count, device=x.device).repeat(len(some))
+        self.best = tuple(torch.cat(pair) for pair in zip(self.best, (x, x.new_zeros(len(x)), sample), strict=True))
 
     def norms(self, steps: int, probes: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return max ||H||_2, max ||H||_F and its standard error, [N] each."""

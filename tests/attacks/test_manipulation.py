@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -11,7 +13,7 @@ from attacks.nets import CHANNELS, cnn, load, pairs, plain_loop
 from torch import Tensor, nn
 
 import fastxai
-from fastxai.attacks import Manipulation
+from fastxai.attacks import Manipulation, Restarts
 from fastxai.data import cifar10
 from fastxai.explainers import Explainer, Gradient, InputXGradient, Saliency, reduce_map
 from fastxai.metrics import pcc, ssim
@@ -294,6 +296,58 @@ def test_a_piecewise_linear_network_without_beta_warns():
     assert torch.equal(result.images, pairs()[0]) and caught[0].filename == __file__
 
 
+class Where(nn.Module):
+    """A ReLU that nothing takes for one."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        return torch.where(a > 0, a, 0 * a)
+
+
+@pytest.mark.parametrize("restarts", [None, Restarts(2, sigma=0.1)])
+def test_kinks_that_softplus_does_not_replace_warn_whatever_beta(restarts):
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), Where(), nn.Flatten(), nn.Linear(72, 4)).double()
+    x, target_map = pairs()
+    explainer = Gradient(fastxai.compile(model, fallback=True))
+    with pytest.warns(UserWarning, match="takes the place of nothing in this model"):
+        result = Manipulation(explainer, steps=3, bounds=CHANNELS, restarts=restarts).perturb(x, target_map)
+    assert restarts or torch.equal(result.images, x)
+
+
+def test_a_smooth_network_needs_no_beta():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.GELU(), nn.Flatten(), nn.Linear(72, 4)).double()
+    attack = Manipulation(Gradient(model), steps=3, lr=0.01, bounds=CHANNELS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = [replace(attack, beta=beta).perturb(*pairs()) for beta in (None, (10.0, 100.0))]
+    assert torch.equal(results[0].images, results[1].images) and not torch.equal(results[0].images, pairs()[0])
+
+
+def test_the_last_iterate_is_told_beside_the_best():
+    x, target_map = pairs()
+    attack = Manipulation(Gradient(cnn()), steps=12, lr=0.05, beta=20.0, gamma=0.0, bounds=CHANNELS, judge_every=1)
+    result = attack.perturb(x, target_map)
+    one = replace(attack, judge_every=12).perturb(x, target_map)
+    # Judged at its end alone, an attack returns its last iterate or the original.
+    moved = one.best_step == 12
+    assert moved.any() and torch.equal(one.last_class_kept, result.last_class_kept)
+    assert one.last_class_kept[moved].all()
+    torch.testing.assert_close(one.last_pcc[moved], one.metrics.to_target.pcc[moved])
+    torch.testing.assert_close(result.last_pcc, one.last_pcc)
+    # Where scores are nearly equal the class does not last: what is returned keeps it all the same.
+    even = cnn()
+    with torch.no_grad():
+        even[-1].bias.sub_(even(x).mean(0))
+    far = replace(attack, explainer=Gradient(even)).perturb(x, target_map)
+    assert far.class_kept.all() and not far.last_class_kept.all()
+
+
+def test_the_last_iterate_of_what_stopped_is_the_returned_one():
+    x, target_map = pairs()
+    result = Manipulation(Gradient(cnn()), steps=5, stop=-1.0, bounds=CHANNELS).perturb(x, target_map)
+    assert result.last_class_kept.all()
+    torch.testing.assert_close(result.last_pcc, result.metrics.to_target.pcc)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -308,6 +362,7 @@ def test_a_piecewise_linear_network_without_beta_warns():
         ({"bounds": (0.0,)}, "bounds must be"),
         ({"bounds": None}, r"bounds must be \(lowest, highest\), got None"),
         ({"bounds": "01"}, "bounds must be"),
+        ({"redraw": True}, "redraw must come with a SmoothGrad explainer"),
         ({"judge_every": 0}, "judge_every must be a positive int"),
         ({"judge_every": True}, "judge_every must be a positive int"),
         ({"stop": "a"}, r"stop must be a correlation, -1 \.\. 1, got a"),

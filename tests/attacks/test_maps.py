@@ -7,6 +7,7 @@ here differ by up to 4e-13 of the way that they can go, lr times steps. The boun
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,7 @@ from fastxai.explainers import (
     SmoothGrad,
     reduce_map,
 )
+from fastxai.metrics import pcc
 
 CHANNELS = ([-2.0, -2.5, -2.0], [2.0, 2.5, 3.0])
 LOW, HIGH = (torch.tensor(b, dtype=torch.float64).view(1, 3, 1, 1) for b in CHANNELS)
@@ -170,3 +172,34 @@ def test_same_trajectory_of_beta_smoothed_maps(plain, kind):
     model, (x, _) = network("small"), batch("small")
     inner, explain = both(kind, model, x, plain, 5)
     run(plain, "small", BetaSmoothing(inner, 0.8), explain, lr=1e-3, beta=None, own=0.8)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "lrp"])
+def test_same_result_where_noise_is_redrawn(plain, kind):
+    model, (x, target_map) = network("small"), batch("small")
+    inner, explain = both(kind, model, x, plain, 5)
+    ours = SmoothGrad(inner, 4, stdev=0.2, seed=3)
+    seeds = 3, *(2**31 + step for step in range(50))
+    noise = [0.2 * SmoothGrad(inner, 4, seed=seed)._draws(x, "x")[1:] for seed in seeds]
+    assert (torch.pdist(torch.stack(noise).flatten(1)) > 1).all()
+    of_steps = iter(noise[1:])
+
+    def redrawn(model: nn.Module, images: Tensor, classes: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+        eps = next(of_steps) if create_graph else noise[0]
+        return plain.smooth_grad(explain, eps)(model, images, classes, create_graph)
+
+    beta = None if kind == "lrp" else (10.0, 100.0)
+    settings = plain.Settings(50, 1e-3, beta, 10.0, 100.0, LOW, HIGH, 10, redrawn, None)
+    iterates: list[Tensor] = []
+    want = plain.manipulate(
+        plain.smoothed(model), x, target_map, settings, lambda _, images: iterates.append(images.clone())
+    )
+    attack = Manipulation(ours, steps=50, lr=1e-3, beta=beta, bounds=CHANNELS, redraw=True)
+    got, again = (attack.perturb(x, target_map) for _ in range(2))
+    torch.testing.assert_close(got.images, want.images, rtol=0, atol=5e-12)
+    torch.testing.assert_close(got.maps, want.maps, rtol=1e-8, atol=1e-10)
+    assert (got.best_step > 0).all() and torch.equal(got.images, again.images)
+    # Noise that stays is another attack, and the explainer's own noise has not changed.
+    assert not torch.equal(replace(attack, redraw=False).perturb(x, target_map).images, got.images)
+    last = reduce_map(ours.attribute(iterates[-1], model(x).argmax(1)))
+    torch.testing.assert_close(got.last_pcc, pcc(last, target_map), rtol=0, atol=1e-9)

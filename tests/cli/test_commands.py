@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluation.small import small_net
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -187,6 +188,28 @@ def test_attack_with_a_preset_a_ball_and_a_stop(here: Path, net: fastxai.Net) ->
     torch.testing.assert_close(saved["target_maps"], target_map)
     torch.testing.assert_close(saved["manipulated"], attack.perturb(x, target_map).images, rtol=0, atol=0)
     assert 0 < (saved["manipulated"] - x).abs().max() <= 0.003 + 1e-7
+
+
+@pytest.mark.parametrize("method", ["gradient", "lrp"])
+@pytest.mark.parametrize("preset", ["imagenet", "cifar10"])
+def test_a_preset_keeps_the_images_of_a_network_without_mean_and_std(
+    here: Path, preset: str, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "attacked.py").write_text("from evaluation.small import small_net as build\n")
+    words = f"attack a.png b.png --target b.png --target a.png --preset {preset} --method {method} --steps 30 --size 8"
+    report = printed(f"{words} --model attacked:build --out p.safetensors", capsys)
+    saved, net = load_file("p.safetensors"), fastxai.compile(small_net())
+    x, images = load_images(["a.png", "b.png"], 8), saved["manipulated"]
+    assert torch.equal(saved["images"], x) and 0 <= images.min() < images.max() <= 1
+    explainer = fastxai.Gradient(net) if method == "gradient" else fastxai.LRP(net, "zplus_zb", low=0.0, high=1.0)
+    attack = Manipulation.preset(explainer, preset, mean=(0.0,) * 3, std=(1.0,) * 3, steps=30)
+    expected = attack.perturb(x, target_maps.of(x.flip(0), explainer))
+    torch.testing.assert_close(images, expected.images, rtol=0, atol=0)
+    for i, row in enumerate(report["images"]):
+        assert row["image"]["mse"] == pytest.approx(float(mse(images, x)[i]), rel=1e-4)
+        assert row["image"]["ssim"] == pytest.approx(float(ssim(images, x, 1.0)[i]), rel=1e-4)
+        assert row["image"]["pcc"] == pytest.approx(float(pcc(images, x)[i]), rel=1e-4)
+    assert max(row["image"]["mse"] for row in report["images"]) > 0
 
 
 def test_lrp_is_attacked_without_beta(here: Path, net: fastxai.Net) -> None:

@@ -32,6 +32,16 @@ def build():
         torch.nn.Linear(4, 3),
     )
 
+def broken():
+    model = build()
+    torch.nn.init.constant_(model[0].weight, float("nan"))
+    return model
+
+def constant():
+    model = build()
+    torch.nn.init.zeros_(model[4].weight)
+    return model
+
 def odd():
     return Pick()
 
@@ -112,6 +122,17 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("attack a.png --target gone.png", ["--target", "gone.png"]),
         ("attack a.png --target a.png --target b.png", ["--target", "2", "1"]),
         ("attack a.png --target b.png --steps 0", ["--steps", "0"]),
+        ("attack a.png --target b.png --size 6 --model tinynets:build", ["--size must be at least 7, got 6"]),
+        ("attack a.png --text x --seed -1", ["--seed must lie in 0 .. 2147483647, got -1"]),
+        ("explain a.png --seed 2147483648", ["--seed must lie in 0 .. 2147483647, got 2147483648"]),
+        (
+            "attack b.png a.png --target b.png --size 8 --model tinynets:broken",
+            ["--model must have finite scores, got inf or nan for b.png"],
+        ),
+        (
+            "attack a.png --target b.png --size 8 --model tinynets:constant --method saliency",
+            ["--method saliency: target_map must have a positive sum in every sample, got [0.0]"],
+        ),
         ("demo --out demo.txt", ["--out", "demo.txt"]),
     ],
 )

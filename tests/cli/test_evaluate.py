@@ -253,6 +253,7 @@ def test_a_folder_holds_one_run(here: Path, change: str, said: str, capsys: pyte
         ("--images 0 --out x", "--images must be at least 1, got 0"),
         ("--images 10 --out x", "--images must be at most 9, got 10"),
         ("--batch 0 --out x", "--batch must be at least 1, got 0"),
+        ("--size 6 --out x", "--size must be at least 7, got 6"),
         ("--probes 0 --out x", "--probes must be at least 1, got 0"),
         ("--levels 0.1 -0.5 --out x", "--levels must be finite and lie in 0 .. inf for gaussian, got -0.5"),
         ("--levels inf --out x", "--levels must be finite"),
@@ -291,3 +292,17 @@ def test_a_corrupt_row_is_named(here: Path, capsys: pytest.CaptureFixture[str]) 
     file.write_text("{")
     assert call(f"{QUICK} --methods gradient --levels 0.1 --out broken") == 2
     assert f"{file.name} must be a row" in capsys.readouterr().err
+
+
+def test_what_a_measurement_refuses_is_named_and_rows_stay(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise ValueError("a must be finite, got nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "stability", refuse)
+        assert call(f"{QUICK} --methods lrp --out stays") == 2
+    said = "stability lrp: a must be finite, got nan; finished rows stay in stays/rows"
+    assert capsys.readouterr().err.splitlines()[-1] == f"fastxai evaluate: error: {said}"
+    assert {row.experiment for row in rows("stays")} == {"weights", "accuracy", "hessian"}

@@ -131,3 +131,66 @@ class TestFallback:
         with pytest.warns(UserWarning, match="max_pool2d"):
             got = fastxai.compile(model).gradient(x, 1)
         assert error(got, gradient(model, x, 1)) < 1e-12
+
+
+class Kinked(nn.Module):
+    """Dense layers with a function between them, which the engine has no node for."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.act, self.second = nn.Linear(60, 8), act, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.act(self.first(x.flatten(1)) * 2))
+
+
+def soft(a: Tensor, beta: float = 3.0) -> Tensor:
+    return F.softplus(a, beta, threshold=200)
+
+
+SLOPES = torch.linspace(-0.5, 1.5, 8, dtype=torch.float64)
+KINKS = {
+    "prelu": (nn.PReLU(), lambda a: soft(a) - 0.25 * soft(-a)),
+    "prelu-each": (lambda a: F.prelu(a, SLOPES), lambda a: soft(a) - SLOPES * soft(-a)),
+    "prelu-named": (lambda a: F.prelu(input=a, weight=SLOPES), lambda a: soft(a) - SLOPES * soft(-a)),
+    "hardtanh": (nn.Hardtanh(-0.5, 2.0), lambda a: -0.5 + soft(a + 0.5) - soft(a - 2.0)),
+    "hardtanh-own": (F.hardtanh, lambda a: -1.0 + soft(a + 1.0) - soft(a - 1.0)),
+    "hardtanh_": (lambda a: (F.hardtanh_(a, max_val=0.3), a)[1], lambda a: -1.0 + soft(a + 1.0) - soft(a - 0.3)),
+    "threshold": (nn.Threshold(0, 0), soft),
+    "threshold_": (lambda a: (F.threshold_(a, 0, 0), a)[1], soft),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_kinks_that_have_no_node_are_smoothed(name):
+    kinked, smooth = KINKS[name]
+    model, x = Kinked(kinked).double(), batch()
+    net = fastxai.compile(model, fallback=True)
+    assert net.smooths(x)
+    view, want = net.with_activation("softplus", 3.0), Kinked(smooth).double()
+    pairs = (view(x), want(x)), (net(x), model(x)), (view.gradient(x, 0), gradient(want, x, 0))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("act", [nn.GELU(), torch.abs, lambda a: torch.where(a > 0, a, 0 * a), nn.Threshold(0.5, 0.0)])
+def test_a_view_that_smooths_nothing_says_so(act):
+    x = batch()
+    net = fastxai.compile(Kinked(act).double(), fallback=True)
+    assert not net.smooths(x)
+    with pytest.warns(UserWarning, match="softplus takes the place of nothing in Kinked"):
+        same = net.with_activation("softplus", 3.0)(x)
+    assert torch.equal(same, net(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.with_activation("softplus", 1.0)(x)
+
+
+def test_the_engine_knows_what_softplus_changes():
+    x = batch()
+    kinked, smooth = (
+        fastxai.compile(nn.Sequential(nn.Flatten(), nn.Linear(60, 3), act).double()) for act in (nn.ReLU6(), nn.ELU())
+    )
+    assert kinked.report(x).engine and kinked.smooths(x)
+    assert smooth.report(x).engine and not smooth.smooths(x)

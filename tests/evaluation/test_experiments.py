@@ -107,12 +107,46 @@ def test_manipulate(defence: dict[str, Any], explainer: Any) -> None:
         mse(SPACE.leave(result.images), SPACE.leave(given.x)).tolist(), rel=1e-4
     )
     assert values["class_kept"] == result.class_kept.tolist()
+    assert (values["last_class_kept"], values["last_pcc"]) == (
+        result.last_class_kept.tolist(),
+        result.last_pcc.tolist(),
+    )
+    assert ("fresh_to_target.pcc" in values) == (defence.get("defence") == "smooth_grad")
     assert values["softmax_change"] == result.output_change.softmax.tolist()
     assert all(len(value) == 2 for value in values.values())
     assert json.loads(json.dumps(values)) == values
     shown = {name: value for name, value in found.tensors.items() if name.startswith("example.")}
     assert {name: len(value) for name, value in shown.items()} == dict.fromkeys(shown, 1) and len(shown) == 6
     torch.testing.assert_close(shown["example.manipulated"], SPACE.leave(result.images)[:1])
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_smooth_grad_is_judged_by_other_noise_too(redraw: bool) -> None:
+    defence = {"defence": "smooth_grad", "n_samples": 3, "noise": 0.3, "redraw": redraw}
+    given = task(settings={**PRESET, **defence}, seed=5)
+    values = manipulation.manipulate(given).values
+    own, other = (fastxai.SmoothGrad(given.explainer, 3, seed=seed, stdev=0.3 * SPACE.span) for seed in (5, 6))
+    attack = fastxai.Manipulation.preset(own, "cifar10", mean=SPACE.mean, std=SPACE.std, steps=4, redraw=redraw)
+    result = attack.perturb(given.x, heat(own, given.target_x))
+    classes = given.explainer.net(given.x).argmax(1)
+    h, h_0 = (heat(other, x, classes) for x in (result.images, given.x))
+    assert values["fresh_to_target.pcc"] == pytest.approx(pcc(h, result.target_maps).tolist(), rel=1e-5)
+    assert values["fresh_to_original.mse"] == pytest.approx(mse(h, h_0).tolist(), rel=1e-5)
+    assert values["map_to_target.pcc"] == result.metrics.to_target.pcc.tolist()
+
+
+def test_a_smoothed_map_is_attacked_with_the_plain_maps_budget() -> None:
+    settings = {"preset": "imagenet", "defence": "beta_smoothing", "beta": 0.8}
+    own, plain = (
+        evaluation.resolved("manipulation.manipulate", task(settings=settings | more))["attack"]
+        for more in ({}, {"budget": "plain"})
+    )
+    assert (own["steps"], own["lr"], own["beta"]) == (500, 2.5e-4, None)
+    assert (plain["steps"], plain["lr"], plain["beta"]) == (1500, 1e-3, None)
+    short = settings | {"budget": "plain", "attack": {"steps": 3}}
+    assert evaluation.resolved("manipulation.manipulate", task(settings=short))["attack"]["steps"] == 3
+    with pytest.raises(ValueError, match="budget must be one of 'own', 'plain', got 'large'"):
+        evaluation.resolved("manipulation.manipulate", task(settings=settings | {"budget": "large"}))
 
 
 def test_resolved_settings_hold_the_preset() -> None:

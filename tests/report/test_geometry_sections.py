@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,11 @@ def attack(experiment: str, method: str, pairs: range, before: float, after: flo
         for w, v in {"map_to_target_before": before, "map_to_target": after, "image": 0.9}.items()
         for m in METRICS
     }
+    if experiment.startswith("smooth_grad"):
+        columns["fresh_to_target.pcc"] = before
     columns |= {"softmax_change": 0.2, "logit_change": 1.0, "confidence_before": 0.9, "confidence_after": 0.8}
     values = {name: [first + i / 100 for i in pairs] for name, first in columns.items()}
-    return row(experiment, method, pairs, {}, class_kept=[i < kept for i in range(len(pairs))], **values)
+    return row(experiment, method, pairs, {}, last_class_kept=[i < kept for i in range(len(pairs))], **values)
 
 
 def found(folder: Path, *rows: Row) -> Findings:
@@ -54,25 +57,28 @@ def test_attacks_on_smoothed_maps_are_compared_on_the_pairs_that_all_have(tmp_pa
         attack("beta_smoothing", "gradient", range(5), 0.7, 0.8, 4),
         attack("manipulation", "lrp", range(100), 0.1, 0.5, 100),
         attack("smooth_grad", "guided_backprop", range(3), 0.3, 0.4, 3),
+        attack("smooth_grad_fixed", "guided_backprop", range(3), 0.3, 0.9, 3),
     )
     [table], panels = section(findings, "scatter")
     assert [dict(zip(table.head, cells, strict=True)) for cells in table.rows] == [
         {
-            "method": "Gradient" if attacked != "SmoothGrad" else "Guided Backprop",
+            "method": "Guided Backprop" if "SmoothGrad" in attacked else "Gradient",
             "attacked map": attacked,
             "pairs": pairs,
-            "class kept": kept,
+            "class kept to the end": kept,
             "softmax change": change,
             "image: SSIM": image,
             "map: PCC before": before,
             "map: PCC after": after,
             "map: SSIM before": before,
             "map: SSIM after": after,
+            "map: PCC, other noise": before if "SmoothGrad" in attacked else draw.UNKNOWN,
         }
         for attacked, pairs, kept, change, image, before, after in (
             ("plain", "5", "100%", "0.22", "0.920", "0.12", "0.52"),
             ("\N{GREEK SMALL LETTER BETA}-smoothing", "5", "80.0%", "0.22", "0.920", "0.72", "0.82"),
             ("SmoothGrad", "3", "100%", "0.21", "0.910", "0.31", "0.41"),
+            ("SmoothGrad, fixed noise", "3", "100%", "0.21", "0.910", "0.31", "0.91"),
         )
     ]
     assert "the lower" not in table.caption and "before" in table.caption
@@ -101,6 +107,13 @@ def test_a_share_is_whole_only_where_all_are(tmp_path: Path) -> None:
     (medians, claims), _ = section(findings, "summary")
     assert [cells[2] for cells in medians.rows] == ["99.6%", "100%"]
     assert claims.rows[0][2] == "99.6% .. 100%"
+
+
+def test_rows_without_the_last_iterate_leave_its_cells_empty(tmp_path: Path) -> None:
+    whole = attack("manipulation", "gradient", range(4), 0.1, 0.5, 4)
+    without = replace(whole, values={k: v for k, v in whole.values.items() if k != "last_class_kept"})
+    (medians, claims), _ = section(found(tmp_path, without), "summary")
+    assert medians.rows[0][2] == claims.rows[0][2] == draw.UNKNOWN and medians.rows[0][4] == "0.52"
 
 
 def test_captions_say_how_many_pairs_they_rest_on(tmp_path: Path) -> None:

@@ -119,7 +119,19 @@ def test_an_empty_scatter_is_no_error() -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(0.5, "0.50"), (1e-5, "1.0e-05"), (-1e-5, "-1.0e-05"), (0.0, "0.00"), (1e6, "1.0e+06"), (math.nan, "\N{EN DASH}")],
+    [
+        (0.5, "0.50"),
+        (1e-5, "1.0e-05"),
+        (-1e-5, "-1.0e-05"),
+        (0.0, "0.00"),
+        (1e6, "1.0e+06"),
+        (math.nan, "\N{EN DASH}"),
+        (0.011, "0.011"),
+        (-0.0016, "-0.0016"),
+        (0.0009, "9.0e-04"),
+        (0.0999, "0.100"),
+        (12.345, "12.35"),
+    ],
 )
 def test_number(value: float, said: str) -> None:
     assert draw.number(value) == said

@@ -47,7 +47,8 @@ def build(findings: Findings) -> Section:
     said = (
         "Along the attack's path on the softplus network: the gradient moves by the integral and the jumps at most, "
         "and each link is below the next. Jumps are what the Hessian at the path's points does not see: max-pools that "
-        "change their winner, and the error of the quadrature. "
+        "change their winner, and the error of the quadrature. The norms' maxima are over some points of the path, "
+        "those where the Hessian turns the path's direction most and others evenly along it: lower bounds. "
         f"Line: median over {findings.counted(EXPERIMENT)}; box: quartiles; whiskers: 10th and 90th percentile."
     )
     below = f"Medians over {findings.counted(EXPERIMENT)}, quartiles in brackets; 1 is a tight link."

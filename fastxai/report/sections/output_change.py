@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from fastxai.report import draw
 from fastxai.report.blocks import Panels, Section, Table
 from fastxai.report.findings import Findings
+from fastxai.report.sections.summary import kept
 
 __all__ = ["build"]
 
@@ -21,11 +22,11 @@ def build(findings: Findings) -> Section:
         return Section("Change of the output", [EXPERIMENT])
     changes = {m: _change_of_confidence(findings, m) for m in methods}
     table = Table(
-        ["method", "class kept", "confidence change", "softmax norm", "logit norm"],
+        ["method", "class kept to the end", "confidence change", "softmax norm", "logit norm"],
         [
             [
                 findings.titles[m],
-                f"{int(findings.over_pairs(EXPERIMENT, m, 'class_kept').sum())} of {len(changes[m])}",
+                kept(findings, EXPERIMENT, m),
                 draw.summary(changes[m], 3),
                 draw.summary(findings.over_pairs(EXPERIMENT, m, "softmax_change"), 3),
                 draw.summary(findings.over_pairs(EXPERIMENT, m, "logit_change"), 3),

@@ -11,10 +11,11 @@ from fastxai.report import draw
 from fastxai.report.blocks import Block, Panels, Section, Table
 from fastxai.report.findings import Findings
 from fastxai.report.sections.similarity import METRICS, compared
+from fastxai.report.sections.summary import kept
 
 __all__ = ["build"]
 
-EXPERIMENTS = ("manipulation", "beta_smoothing", "smooth_grad")
+EXPERIMENTS = ("manipulation", "beta_smoothing", "beta_smoothing_matched", "smooth_grad", "smooth_grad_fixed")
 AGAINST = (("manipulation", "beta_smoothing"), ("manipulation", "smooth_grad"), ("beta_smoothing", "smooth_grad"))
 
 
@@ -75,13 +76,15 @@ def _medians(findings: Findings) -> Table:
             continue
         pairs = _shared(findings, attacks, method)
         rows += [_line(findings, experiment, method, pairs) for experiment in attacks if pairs]
-    head = ["method", "attacked map", "pairs", "class kept", "softmax change", "image: SSIM"]
+    head = ["method", "attacked map", "pairs", "class kept to the end", "softmax change", "image: SSIM"]
     head += [f"map: {metric} {when}" for metric in ("PCC", "SSIM") for when in ("before", "after")]
+    head += ["map: PCC, other noise"]
     caption = (
         "Medians over the pairs that every attack on a map has. Map: similarity of the attacked map to its target "
         "before and after the attack. A smoothed map may be near its target before, so what tells is the step from "
-        "before to after: the smaller, the more robust the map. Class and softmax output are those of the network as "
-        "given."
+        "before to after: the smaller, the more robust the map; what the step cost is beside it. Class and softmax "
+        "output are those of the network as given. Plain budget: iterations and step size of the attack on the plain "
+        "map. SmoothGrad draws other noise at every step, or the same (fixed noise); other noise is what no attack saw."
     )
     return Table(head, rows, caption)
 
@@ -95,8 +98,9 @@ def _line(findings: Findings, experiment: str, method: str, pairs: set[int]) -> 
         findings.titles[method],
         draw.smoothing(experiment),
         str(len(pairs)),
-        draw.share(_values(findings, experiment, method, "class_kept", pairs)),
+        kept(findings, experiment, method, pairs),
         median("softmax_change"),
         median("image.ssim", 3),
         *map(median, maps),
+        median("fresh_to_target.pcc") if findings.holds(experiment, method, "fresh_to_target.pcc") else draw.UNKNOWN,
     ]
