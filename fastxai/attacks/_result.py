@@ -119,7 +119,9 @@ class AttackResult:
             f"{name:<16} PCC {median(s.pcc):6.3f}  SSIM {median(s.ssim):6.3f}  MSE {median(s.mse):.2e}"
             for name, s in (*rows, ("image", self.metrics.image))
         ]
-        return "\n".join([*lines, _output_line(self.class_kept, self.output_change)])
+        # What is returned keeps the class by choice.
+        ended = f"class kept to the end {int(self.last_class_kept.sum())}/{len(self.last_class_kept)}"
+        return "\n".join([*lines, f"{ended}, {_moved(self.output_change)}"])
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,11 @@ def unit_images(images: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
 
 def _output_line(class_kept: Tensor, change: OutputChange) -> str:
     kept = f"class kept {int(class_kept.sum())}/{len(class_kept)}"
-    return f"{kept}, softmax moved by {median(change.softmax):.1e} (medians)"
+    return f"{kept}, {_moved(change)}"
+
+
+def _moved(change: OutputChange) -> str:
+    return f"softmax moved by {median(change.softmax):.1e} (medians)"
 
 
 def median(values: Tensor) -> float:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Task"]
 
-KINKS = "Softplus takes the place of nothing in this model (see Net.smooths): write its kinks as torch.relu"
 # The metrics' SSIM window: an image must hold one.
 _WINDOW = 7
 
@@ -83,6 +82,12 @@ class _Best:
         return _Best(*(old.index_copy(0, rows.number, part) for old, part in pairs))
 
 
+def step_seeds(seed: int, steps: int) -> list[int]:
+    """Return a seed for the noise of every step, from the upper half of those that generators tell apart."""
+    drawn = torch.randint(2**31, 2**32, (steps,), generator=torch.Generator().manual_seed(seed))
+    return drawn.tolist()
+
+
 class _Iteration:
     """One iteration as a function of its number, recorded where the net captures.
 
@@ -115,8 +120,7 @@ class _Iteration:
         self.optimizer.advance()
         noise: tuple[Tensor, ...] = ()
         if task.noisy is not None:
-            # The upper half of what a generator tells apart, 32 bits: seeds that nobody gives by hand.
-            noise = (task.noisy.redraw(images, 2**31 + step),)
+            noise = (task.noisy.redraw(images, task.seeds[step]),)
         if self.graphs is None:
             net = task.net if task.betas is None else task.net.with_activation("softplus", task.betas[step])
             return task.moved(net, self.optimizer, self.box, images)
@@ -141,6 +145,7 @@ class Task:
         # What moves the images where noise is redrawn; the explainer's own noise, which they never met, judges them.
         smooth = attack.explainer if attack.redraw else None
         self.noisy = smooth.another() if isinstance(smooth, SmoothGrad) else None
+        self.seeds = step_seeds(smooth.seed, attack.steps) if isinstance(smooth, SmoothGrad) else []
         fits = _check.tensor(x, "x").dim() == 4 and min(x.shape[2:]) >= _WINDOW
         _check.require(fits, "x", f"have shape [N, C, H, W], H and W at least {_WINDOW}", list(x.shape))
         self.box, self.x = box_of(attack.bounds, inputs_of(x))
@@ -148,6 +153,9 @@ class Task:
         _check.require(finite, "bounds", "be finite: the metrics compare images in [0, 1]", attack.bounds)
         # A smoothed view's own beta is part of the map.
         self.betas = attack.betas() if self.net.activation is None and self.net.smooths(self.x) else None
+        if attack.beta is not None and self.net.activation is None and self.betas is None:
+            # Of what runs on the engine every unit is known: that model is smooth.
+            self._warn_of_kinks()
         self.target_map = self._target_map(target_map)
         with torch.no_grad():
             self.scores = self.net.base(self.x)
@@ -169,6 +177,16 @@ class Task:
     def count(self) -> int:
         """How often each sample is attacked."""
         return 1 if self.attack.restarts is None else self.attack.restarts.count
+
+    def _warn_of_kinks(self) -> None:
+        if self.net.report(self.x).engine:
+            return
+        warnings.warn(
+            f"softplus takes the place of nothing in {type(self.net.model).__name__} (see Net.smooths): beta changes "
+            "nothing. If the model is not smooth, write its kinks as torch.relu; as it is, an attack that fails does "
+            "not make it robust.",
+            stacklevel=4,
+        )
 
     def _copies(self, values: Tensor) -> Tensor:
         return values.repeat(self.count, *[1] * (values.dim() - 1))
@@ -257,12 +275,11 @@ class Task:
             if attack.stop is not None and not len(rows):
                 return
             images, gradient, *terms, h, scores = move(step)
-            if step == 0 and self.betas is None and not gradient[: len(self.x)].any():
+            if step == 0 and self.betas is None and len(self.x) and not gradient[: len(self.x)].any():
                 # The first start's output has not moved yet, so this is the map term's gradient alone.
-                cure = "Give beta=(beta_0, beta_e)" if self.net.smooths(rows.images) else KINKS
                 warnings.warn(
                     "the map term has no gradient, as on a piecewise linear network: the attack will not move. "
-                    f"{cure}, or attack a smooth network.",
+                    "Give beta=(beta_0, beta_e), or attack a smooth network.",
                     stacklevel=4,
                 )
             if free:

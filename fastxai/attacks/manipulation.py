@@ -46,8 +46,8 @@ class Manipulation:
     both measured on the net as given. The smoothed net cannot tell: beta grows, so its terms are not comparable between
     iterations, and its lowest one comes from a soft net. Judging costs one pass of first order (half an iteration or
     less), so every ``judge_every``-th iterate, counted from the end, is judged: at 10 that is 5 % of the time. Without
-    ``beta`` the iteration itself measures the net as given, and every iterate is judged for free. With ``stop`` it is
-    the first judged iterate that meets it.
+    ``beta`` and ``redraw`` the iteration itself measures the net as given, and every iterate is judged for free. With
+    ``stop`` it is the first judged iterate that meets it.
 
     Attributes:
         explainer: the map under attack. If its net is a smoothed view, the map of that view is attacked and judged, and
@@ -66,8 +66,9 @@ class Manipulation:
         ball: how far x_adv may be from x; None is no limit.
         stop: PCC of map and target map at which a sample is done: the rest of the batch goes on without it.
         restarts: attack from several starts at once and return the best; None is one start, at x.
-        redraw: draw the noise of a ``SmoothGrad`` explainer anew at every step, and judge with the explainer's own. The
-            map then moves for noise that nobody knows beforehand; where the noise is fixed it moves for that noise.
+        redraw: draw the noise of a ``SmoothGrad`` explainer anew at every step, by seeds that its seed gives, and judge
+            with its own. The map then moves for noise that nobody knows beforehand; where the noise is fixed it moves
+            for that noise.
 
     Raises:
         TypeError: explainer is no explainer, ball no ``Ball`` or restarts no ``Restarts``.
@@ -118,8 +119,13 @@ class Manipulation:
             number = isinstance(self.stop, (int, float)) and not isinstance(self.stop, bool)
             _check.require(number and -1 <= self.stop <= 1, "stop", "be a correlation, -1 .. 1", self.stop)
         _check.instance(self.redraw, "redraw", bool, "be True or False")
-        noisy = isinstance(self.explainer, SmoothGrad)
-        _check.require(noisy or not self.redraw, "redraw", "come with a SmoothGrad explainer", type(self.explainer))
+        if self.redraw:
+            # Noise that a method of the object's own draws, or a map inside, would stay.
+            around, inner = self.explainer, getattr(self.explainer, "explainer", None)
+            while inner is not None and not isinstance(inner, SmoothGrad):
+                inner = getattr(inner, "explainer", None)
+            one = isinstance(around, SmoothGrad) and inner is None and "map_and_scores" not in vars(around)
+            _check.require(one, "redraw", "come with a SmoothGrad explainer, and none inside it", type(around).__name__)
         drawn = self.restarts is None or self.restarts.sigma is not None or self.ball is not None
         _check.require(drawn, "restarts", "have a sigma where the attack has no ball", self.restarts)
 

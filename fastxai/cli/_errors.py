@@ -24,8 +24,8 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def naming(label: str, folder: Path) -> Iterator[None]:
-    """Raise a ValueError as UsageError that names what was at work, and where the rows are that were finished."""
+    """Raise what does not fit as UsageError that names what was at work, and where the rows are that were finished."""
     try:
         yield
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         raise UsageError(f"{label}: {first_line(error)}; finished rows stay in {folder}") from error

@@ -14,7 +14,7 @@ from fastxai.attacks import AttackResult, Ball, Manipulation, Similarity, target
 from fastxai.attacks._presets import DATA, networks
 from fastxai.cli import _common, _methods
 from fastxai.cli._errors import UsageError, first_line
-from fastxai.explainers import Explainer
+from fastxai.explainers import Explainer, SmoothGrad
 from fastxai.viz import Panel, Row
 
 __all__ = ["add_arguments", "compared", "run", "tensors"]
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     target_map = _target_maps(explainer, x, network, options)
     try:
         result = attack.perturb(x, target_map, progress=True)
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         raise UsageError(f"--method {options.method}: {first_line(error)}") from error
 
     before, after = network.predict(x), network.predict(result.images)
@@ -102,6 +102,8 @@ def _attack(explainer: Explainer, network: _common.Network, options: argparse.Na
     given["beta"] = None if options.beta is None else tuple(options.beta)
     try:
         given["ball"] = None if options.eps is None else Ball(options.eps, options.norm)
+        # Noise of one seed would be all that the map is moved for.
+        given["redraw"] = isinstance(explainer, SmoothGrad) or None
         given = {name: value for name, value in given.items() if value is not None}
         if options.preset is not None:
             name = options.model.partition(":")[2]
@@ -140,9 +142,9 @@ def compared(result: AttackResult, before: list[dict[str, Any]], after: list[dic
         name: [dict(zip(("pcc", "ssim", "mse"), values, strict=True)) for values in zip(*_numbers(pair), strict=True)]
         for name, pair in pairs.items()
     }
-    kept = result.class_kept.tolist()
+    listed |= {name: getattr(result, name).tolist() for name in ("class_kept", "last_class_kept", "last_pcc")}
     return [
-        {"before": b, "after": a, "class_kept": kept[i], **{name: rows[i] for name, rows in listed.items()}}
+        {"before": b, "after": a, **{name: rows[i] for name, rows in listed.items()}}
         for i, (b, a) in enumerate(zip(before, after, strict=True))
     ]
 

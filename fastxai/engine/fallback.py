@@ -47,21 +47,32 @@ class _Replace(TorchFunctionMode):
 
     def _other(self, name: str, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor] | None:
         """Return what runs in place of a call, or None for the call itself."""
-        act = _relu_like(name, args, kwargs)
-        if act is not None:
-            act, given = self.rule(act), act
-            return None if act == given else lambda a: smooth(act, a)
         relu = self.rule(Activation("relu"))
         if relu == Activation("relu"):
             return None
+        act = _relu_like(name, args, kwargs)
+        if act is not None:
+            return _bounded(relu, 0, 6) if act.name == "relu6" else lambda a: smooth(self.rule(act), a)
         if name == "prelu":
             # max(a, 0) + w min(a, 0), w one for all channels or one each.
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             return lambda a: (w := weight.view(-1, *[1] * max(0, a.dim() - 2))) * a + (1 - w) * smooth(relu, a)
         if name == "hardtanh":
-            low, high = _pair(args, kwargs, ("min_val", "max_val"), (-1.0, 1.0))
-            return lambda a: low + smooth(relu, a - low) - smooth(relu, a - high)
+            return _bounded(relu, *_pair(args, kwargs, ("min_val", "max_val"), (-1.0, 1.0)))
         return None
+
+
+def _bounded(relu: Activation, low: float, high: float) -> Callable[[Tensor], Tensor]:
+    """Return low + s(a - low) - s(a - high), the smooth form of what is a between the bounds."""
+
+    def bounded(a: Tensor) -> Tensor:
+        # Odd about the middle: above it the two terms, both large, would cancel.
+        above = a > (low + high) / 2
+        b = torch.where(above, low + high - a, a)
+        below = low + smooth(relu, b - low) - smooth(relu, b - high)
+        return torch.where(above, low + high - below, below)
+
+    return bounded
 
 
 def _pair(args: Any, kwargs: Any, names: tuple[str, str], defaults: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -144,7 +144,7 @@ def growth(task: Task) -> Outcome:
             values[f"{name}.{what}"] = torch.stack(column, 1).tolist()
         values[f"{name}.best_image_mse"] = result.metrics.image.mse.tolist()
         values[f"{name}.best_map_mse"] = result.metrics.to_target.mse.tolist()
-        values[f"{name}.class_kept"] = result.class_kept.tolist()
+        values[f"{name}.last_class_kept"] = result.last_class_kept.tolist()
     return Outcome(values)
 
 

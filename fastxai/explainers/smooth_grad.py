@@ -123,15 +123,15 @@ class SmoothGrad(Explainer):
 
     def redraw(self, x: Tensor, seed: int) -> Tensor:
         """Take the noise of another seed for inputs like x, in place: whatever recorded this map reads the new one."""
-        self.seed = seed
-        if self._drawn is None:
+        self.seed, held = seed, self._drawn
+        if held is None or held[1].shape[1:] != x.shape[1:]:
             return self._draws(x, "x")
-        self._drawn[1].copy_(self._normals(x))
-        self._drawn = (seed, *self._drawn[0][1:]), self._drawn[1]
-        return self._drawn[1]
+        held[1].copy_(self._normals(x))
+        self._drawn = (seed, *held[0][1:]), held[1]
+        return held[1]
 
     def another(self) -> SmoothGrad:
-        """Return the same map with noise of its own, which ``redraw`` replaces while all inputs have one shape."""
+        """Return the same map with noise of its own, which ``redraw`` replaces."""
         made = copy.copy(self)
         made._drawn = None
         return made

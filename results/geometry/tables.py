@@ -25,7 +25,10 @@ BETAS = (100.0, 20.0, 10.0, 5.0, 3.0, 2.0, 1.0)
 
 def found(folder: str) -> Findings:
     """Return the rows of a folder."""
-    return Findings(ResultStore(HERE / folder / "rows"), "geometry", TITLES)
+    findings = Findings(ResultStore(HERE / folder / "rows"), "geometry", TITLES)
+    if not findings.rows:
+        sys.exit(f"{HERE / folder} has no rows")
+    return findings
 
 
 def short(value: float, places: int = 2) -> str:
@@ -34,7 +37,8 @@ def short(value: float, places: int = 2) -> str:
         return ""
     if value != 0 and abs(value) < 0.095 and places == 1:
         return re.sub("e-0", "e-", f"{value:.1e}")
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{max(places, 2)}f}").replace("-.00", ".00")
+    said = f"{value:.{max(places, 2)}f}"
+    return re.sub(r"^(-?)0\.", r"\1.", said.removeprefix("-") if float(said) == 0 else said)
 
 
 class Medians:
@@ -144,12 +148,13 @@ def markdown(name: str, *folders: str) -> str:
 
 
 def written(text: str) -> str:
-    """Return the text with its tables made anew."""
+    """Return the text with its tables made anew; it must have some."""
 
     def block(match: re.Match[str]) -> str:
         return f"{match[1]}\n{markdown(*match[2].split())}\n"
 
-    return re.sub(r"(<!-- tables\.py (.+?) -->)\n(?:\|.*\n)*", block, text)
+    made, count = re.subn(r"(<!-- tables\.py (.+?) -->)\n(?:\|.*\n)*", block, text)
+    return made if count else sys.exit("README.md has no line <!-- tables.py NAME FOLDER ... -->")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 import fastxai
 from fastxai.attacks import Manipulation, Restarts
 from fastxai.data import cifar10
-from fastxai.explainers import Explainer, Gradient, InputXGradient, Saliency, reduce_map
+from fastxai.explainers import (
+    BetaSmoothing,
+    Explainer,
+    Gradient,
+    InputXGradient,
+    Saliency,
+    SmoothGrad,
+    reduce_map,
+)
 from fastxai.metrics import pcc, ssim
 
 
@@ -181,7 +189,7 @@ def test_the_result_describes_itself(kind, output):
     assert torch.equal(result.class_kept, after.argmax(1) == classes) and bool(result.class_kept.all())
     assert {name: tuple(t.shape) for name, t in result.history.items()} == {"map": (20, 3), "output": (20, 3)}
     assert bool((result.metrics.to_target.mse < mean_square(result.original_maps, target_map)).all())
-    assert not result.interrupted and "class kept 3/3" in str(result)
+    assert not result.interrupted and "class kept to the end 3/3" in str(result)
 
 
 def test_history_holds_the_weighted_terms():
@@ -280,7 +288,7 @@ def test_batches_layouts_and_precision(side):
     torch.testing.assert_close(other.images, result.images)
     empty = attack.perturb(x[:0], target_map[:0])
     assert empty.images.shape == (0, 3, side, side) and empty.history["map"].shape == (4, 0)
-    assert "class kept 0/0" in str(empty)
+    assert "class kept to the end 0/0" in str(empty)
 
 
 def test_a_diverging_attack_returns_the_original():
@@ -308,9 +316,35 @@ def test_kinks_that_softplus_does_not_replace_warn_whatever_beta(restarts):
     model = nn.Sequential(nn.Conv2d(3, 2, 3), Where(), nn.Flatten(), nn.Linear(72, 4)).double()
     x, target_map = pairs()
     explainer = Gradient(fastxai.compile(model, fallback=True))
-    with pytest.warns(UserWarning, match="takes the place of nothing in this model"):
+    with pytest.warns(UserWarning, match="takes the place of nothing in Sequential .* beta changes nothing"):
         result = Manipulation(explainer, steps=3, bounds=CHANNELS, restarts=restarts).perturb(x, target_map)
     assert restarts or torch.equal(result.images, x)
+
+
+def test_maps_that_move_without_curvature_warn_of_kinks_too():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), Where(), nn.Flatten(), nn.Linear(72, 4)).double()
+    attack = Manipulation(InputXGradient(fastxai.compile(model, fallback=True)), steps=3, bounds=CHANNELS)
+    with pytest.warns(UserWarning, match="beta changes nothing"):
+        assert not torch.equal(attack.perturb(*pairs()).images, pairs()[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(attack, beta=None).perturb(*pairs())
+
+
+def test_redraw_takes_one_smooth_grad_as_it_is():
+    inner = SmoothGrad(Gradient(cnn()), 2)
+    own = SmoothGrad(Gradient(cnn()), 2)
+    own.map_and_scores = inner.map_and_scores  # type: ignore[method-assign]
+    for explainer in (
+        inner.explainer,
+        BetaSmoothing(inner),
+        SmoothGrad(inner, 2),
+        SmoothGrad(BetaSmoothing(inner)),
+        own,
+    ):
+        with pytest.raises(ValueError, match="redraw must come with a SmoothGrad explainer, and none inside it, got "):
+            Manipulation(explainer, redraw=True)
+    Manipulation(SmoothGrad(BetaSmoothing(inner.explainer)), redraw=True)
 
 
 def test_a_smooth_network_needs_no_beta():
@@ -339,6 +373,25 @@ def test_the_last_iterate_is_told_beside_the_best():
         even[-1].bias.sub_(even(x).mean(0))
     far = replace(attack, explainer=Gradient(even)).perturb(x, target_map)
     assert far.class_kept.all() and not far.last_class_kept.all()
+
+
+def test_the_last_iterate_is_that_of_the_returned_restart():
+    x, target_map = pairs()
+    even = cnn()
+    with torch.no_grad():
+        even[-1].bias.sub_(even(x).mean(0))
+    attack = Manipulation(
+        Gradient(even), steps=12, lr=0.05, beta=20.0, gamma=0.0, bounds=CHANNELS, judge_every=3, stop=0.2,
+        restarts=Restarts(3, sigma=0.3),
+    )  # fmt: skip
+    whole = attack.perturb(x, target_map)
+    ones = [attack.perturb(x[n : n + 1], target_map[n : n + 1], index=torch.tensor([n])) for n in range(len(x))]
+    for name in ("best_restart", "last_class_kept", "last_pcc", "images"):
+        torch.testing.assert_close(getattr(whole, name), torch.cat([getattr(one, name) for one in ones]))
+    # Rows left, of other samples than the first, and not for the restart that began at the image.
+    done = whole.metrics.to_target.pcc >= 0.2
+    assert done.any() and whole.best_restart.any()
+    torch.testing.assert_close(whole.last_pcc[done], whole.metrics.to_target.pcc[done])
 
 
 def test_the_last_iterate_of_what_stopped_is_the_returned_one():

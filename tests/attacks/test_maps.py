@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import fastxai
 from fastxai.attacks import Manipulation, target_maps
+from fastxai.attacks._task import step_seeds
 from fastxai.explainers import (
     LRP,
     BetaSmoothing,
@@ -179,7 +180,7 @@ def test_same_result_where_noise_is_redrawn(plain, kind):
     model, (x, target_map) = network("small"), batch("small")
     inner, explain = both(kind, model, x, plain, 5)
     ours = SmoothGrad(inner, 4, stdev=0.2, seed=3)
-    seeds = 3, *(2**31 + step for step in range(50))
+    seeds = 3, *step_seeds(3, 50)
     noise = [0.2 * SmoothGrad(inner, 4, seed=seed)._draws(x, "x")[1:] for seed in seeds]
     assert (torch.pdist(torch.stack(noise).flatten(1)) > 1).all()
     of_steps = iter(noise[1:])
@@ -199,7 +200,9 @@ def test_same_result_where_noise_is_redrawn(plain, kind):
     torch.testing.assert_close(got.images, want.images, rtol=0, atol=5e-12)
     torch.testing.assert_close(got.maps, want.maps, rtol=1e-8, atol=1e-10)
     assert (got.best_step > 0).all() and torch.equal(got.images, again.images)
-    # Noise that stays is another attack, and the explainer's own noise has not changed.
+    # Noise that stays is another attack, other seeds are too, and the explainer's own noise has not changed.
     assert not torch.equal(replace(attack, redraw=False).perturb(x, target_map).images, got.images)
+    other = SmoothGrad(inner, 4, stdev=0.2, seed=4)
+    assert not torch.equal(replace(attack, explainer=other).perturb(x, target_map).images, got.images)
     last = reduce_map(ours.attribute(iterates[-1], model(x).argmax(1)))
     torch.testing.assert_close(got.last_pcc, pcc(last, target_map), rtol=0, atol=1e-9)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from cli.runs import interrupted, made_whole, rows
 from evaluation.small import SPACE, coloured, small_net
 from PIL import Image
@@ -19,7 +18,7 @@ import fastxai
 from fastxai import studies
 from fastxai.cli import _study, main
 from fastxai.data import save_png
-from fastxai.explainers import Patterns, PatternTrainer
+from fastxai.explainers import PatternTrainer
 from fastxai.results import ResultStore, Row, digest
 
 STUDY = studies.load("geometry")
@@ -190,10 +189,6 @@ def test_rows_of_other_patterns_are_refused(here: Path, capsys: pytest.CaptureFi
     }
     assert call(f"{start} all.safetensors") == 2
     assert f"was made with patterns {told}, this run has " in capsys.readouterr().err
-    # Learned again, with other roundings, they are the same.
-    few = Patterns.load("few.safetensors").tensors
-    Patterns({name: one * (1 + 1e-7 * torch.randn_like(one)) for name, one in few.items()}).save("again.safetensors")
-    assert call(f"{start} again.safetensors") == 0 and rows("patterned") == made
 
 
 @pytest.mark.usefixtures("unreported")

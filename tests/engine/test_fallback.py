@@ -194,3 +194,21 @@ def test_the_engine_knows_what_softplus_changes():
     )
     assert kinked.report(x).engine and kinked.smooths(x)
     assert smooth.report(x).engine and not smooth.smooths(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("act", "high"), [(F.hardtanh, 1.0), (F.relu6, 6.0)])
+@pytest.mark.parametrize("view", ["with_activation", "with_surrogate"])
+def test_bounded_activations_stay_bounded_far_out(dtype, act, high, view):
+    class Alone(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return act(x)
+
+    net = fastxai.compile(Alone(), fallback=True)
+    kind = {"with_activation": "softplus", "with_surrogate": "curvature"}[view]
+    x = torch.tensor([[1e2, 1e3, 3e4, -3e4], [1e4, 2e4, -1e2, 5e4]]).to(dtype)
+    if dtype not in (torch.float16, torch.bfloat16):
+        x = torch.cat([x, 1e4 * x])
+    want = torch.where(x > 0, high, -1.0 if act is F.hardtanh else 0.0).to(dtype)
+    torch.testing.assert_close(getattr(net, view)(kind, 2.0)(x), want, rtol=0, atol=1e-3)
+    assert getattr(net, view)(kind, 2.0).gradient(x, 0).abs().max().item() < 1e-60

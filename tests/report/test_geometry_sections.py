@@ -140,7 +140,13 @@ def test_captions_say_how_many_pairs_they_rest_on(tmp_path: Path) -> None:
         row("sigma_sweep", "lrp", range(2, 4), {}, noises=betas, **swept),
         row("softplus", "gradient", range(2), {}, betas=betas, **alike),
         row(
-            "growth", "gradient", range(1), {"courses": {"a": 10.0}}, steps=[0, 1], **{"a.class_kept": [True]}, **curves
+            "growth",
+            "gradient",
+            range(1),
+            {"courses": {"a": 10.0}},
+            steps=[0, 1],
+            **{"a.last_class_kept": [True]},
+            **curves,
         ),
         row("chain", "gradient", range(7), {}, betas=betas, **links),
         row("flipping", "gradient", range(4), {"defences": {"none": {}}}, fractions=[0.0, 1.0], **correct),

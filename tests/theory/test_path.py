@@ -67,6 +67,21 @@ def test_midpoint_rule_against_dense_hessians() -> None:
     assert (got.jumps - (steps - hd).norm(dim=2).sum(0)).abs().max() < 1e-12
 
 
+def test_norms_are_taken_evenly_along_the_path_too() -> None:
+    points = polyline()
+    norms = torch.stack([torch.linalg.matrix_norm(dense(x, TARGET)[1], 2) for x in points])
+    middles = (points[1:] + points[:-1]) / 2
+    for samples in (1, 2, 3):
+        at = torch.linspace(0, len(points) - 1, samples).round().long() if samples > 1 else torch.tensor([0])
+        got = theory.path_change(smooth(), points, TARGET, samples=samples, steps=SIZE, probes=None)
+        hs = torch.stack([dense(x, TARGET)[1] for x in middles])
+        segments = points.diff(dim=0).flatten(2)
+        gains = (hs @ segments[..., None])[..., 0].norm(dim=2) / segments.norm(dim=2)
+        top = gains.topk(samples, dim=0).indices
+        most = torch.linalg.matrix_norm(hs, 2).gather(0, top).amax(0)
+        torch.testing.assert_close(got.spectral, torch.maximum(most, norms[at].amax(0)), rtol=1e-9, atol=0)
+
+
 def test_equation_4_is_reached_as_nodes_are_added() -> None:
     closures = torch.stack([theory.path_change(smooth(), polyline(), TARGET, nodes=q).closure for q in (1, 2, 4, 12)])
     assert (closures[0] > 1e-3).all()

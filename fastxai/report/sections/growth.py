@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from fastxai.report import draw
 from fastxai.report.blocks import Panels, Section, Table
 from fastxai.report.findings import Findings
+from fastxai.report.sections.summary import kept
 
 __all__ = ["build"]
 
@@ -32,7 +33,7 @@ def build(findings: Findings) -> Section:
                 draw.summary(findings.over_pairs(EXPERIMENT, method, f"{course}.best_{w}_mse"))
                 for w in ("image", "map")
             ),
-            draw.share(findings.over_pairs(EXPERIMENT, method, f"{course}.class_kept")),
+            kept(findings, EXPERIMENT, method, f"{course}.last_class_kept"),
         ]
         for method in methods
         for course in findings.settings(EXPERIMENT, method)["courses"]
@@ -47,7 +48,7 @@ def build(findings: Findings) -> Section:
                 "Lines: medians; bands: 10th to 90th percentile.",
             ),
             Table(
-                ["method", "beta", "image MSE", "map MSE", "class kept"],
+                ["method", "beta", "image MSE", "map MSE", "class kept to the end"],
                 rows,
                 f"The best iterates: medians over {findings.counted(EXPERIMENT)}, quartiles in brackets.",
             ),

@@ -98,7 +98,7 @@ def _line(findings: Findings, experiment: str, method: str, pairs: set[int]) -> 
         findings.titles[method],
         draw.smoothing(experiment),
         str(len(pairs)),
-        kept(findings, experiment, method, pairs),
+        kept(findings, experiment, method, pairs=pairs),
         median("softmax_change"),
         median("image.ssim", 3),
         *map(median, maps),

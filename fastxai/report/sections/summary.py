@@ -24,11 +24,17 @@ def build(findings: Findings) -> Section:
     return Section("Summary", [EXPERIMENT], blocks)
 
 
-def kept(findings: Findings, experiment: str, method: str, pairs: Collection[int] | None = None) -> str:
-    """Return in how many of the pairs, all if None, the attack's last iterate keeps the class."""
-    if not findings.holds(experiment, method, "last_class_kept"):
+def kept(
+    findings: Findings,
+    experiment: str,
+    method: str,
+    name: str = "last_class_kept",
+    pairs: Collection[int] | None = None,
+) -> str:
+    """Return in how many of the pairs, all if None, the attack's last iterate keeps the class; a dash if none says."""
+    if not findings.holds(experiment, method, name):
         return UNKNOWN
-    held = findings.over_pairs(experiment, method, "last_class_kept")
+    held = findings.over_pairs(experiment, method, name)
     return share(held if pairs is None else held[[n in pairs for n in findings.pairs(experiment, method)]])
 
 
