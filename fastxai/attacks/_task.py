@@ -171,7 +171,6 @@ class Task:
         done = first.bool() if attack.stop is None else pcc(self.original_map, self.target_map) >= attack.stop
         self.best = _Best(*map(self._copies, (self.x, term, first, done)))
         self.history: list[tuple[Tensor, Tensor]] = []
-        self.last = torch.ones_like(self.best.done), torch.zeros_like(self.best.term)
 
     @property
     def count(self) -> int:
@@ -277,9 +276,10 @@ class Task:
             images, gradient, *terms, h, scores = move(step)
             if step == 0 and self.betas is None and len(self.x) and not gradient[: len(self.x)].any():
                 # The first start's output has not moved yet, so this is the map term's gradient alone.
+                cure = "Give beta=(beta_0, beta_e), or attack" if attack.beta is None else "Attack"
                 warnings.warn(
                     "the map term has no gradient, as on a piecewise linear network: the attack will not move. "
-                    "Give beta=(beta_0, beta_e), or attack a smooth network.",
+                    f"{cure} a smooth network.",
                     stacklevel=4,
                 )
             if free:

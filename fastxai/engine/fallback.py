@@ -77,9 +77,8 @@ def _bounded(relu: Activation, low: float, high: float) -> Callable[[Tensor], Te
 
 def _pair(args: Any, kwargs: Any, names: tuple[str, str], defaults: tuple[Any, Any]) -> tuple[Any, Any]:
     """Return the second and the third argument of a call."""
-    return tuple(
-        args[i] if len(args) > i else kwargs.get(n, d) for i, n, d in zip((1, 2), names, defaults, strict=True)
-    )  # type: ignore[return-value]
+    second = args[1] if len(args) > 1 else kwargs.get(names[0], defaults[0])
+    return second, args[2] if len(args) > 2 else kwargs.get(names[1], defaults[1])
 
 
 def _relu_like(name: str, args: Any, kwargs: Any) -> Activation | None:

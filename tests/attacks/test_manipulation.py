@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -13,7 +11,7 @@ from attacks.nets import CHANNELS, cnn, load, pairs, plain_loop
 from torch import Tensor, nn
 
 import fastxai
-from fastxai.attacks import Manipulation, Restarts
+from fastxai.attacks import Manipulation
 from fastxai.data import cifar10
 from fastxai.explainers import (
     BetaSmoothing,
@@ -304,33 +302,6 @@ def test_a_piecewise_linear_network_without_beta_warns():
     assert torch.equal(result.images, pairs()[0]) and caught[0].filename == __file__
 
 
-class Where(nn.Module):
-    """A ReLU that nothing takes for one."""
-
-    def forward(self, a: Tensor) -> Tensor:
-        return torch.where(a > 0, a, 0 * a)
-
-
-@pytest.mark.parametrize("restarts", [None, Restarts(2, sigma=0.1)])
-def test_kinks_that_softplus_does_not_replace_warn_whatever_beta(restarts):
-    model = nn.Sequential(nn.Conv2d(3, 2, 3), Where(), nn.Flatten(), nn.Linear(72, 4)).double()
-    x, target_map = pairs()
-    explainer = Gradient(fastxai.compile(model, fallback=True))
-    with pytest.warns(UserWarning, match="takes the place of nothing in Sequential .* beta changes nothing"):
-        result = Manipulation(explainer, steps=3, bounds=CHANNELS, restarts=restarts).perturb(x, target_map)
-    assert restarts or torch.equal(result.images, x)
-
-
-def test_maps_that_move_without_curvature_warn_of_kinks_too():
-    model = nn.Sequential(nn.Conv2d(3, 2, 3), Where(), nn.Flatten(), nn.Linear(72, 4)).double()
-    attack = Manipulation(InputXGradient(fastxai.compile(model, fallback=True)), steps=3, bounds=CHANNELS)
-    with pytest.warns(UserWarning, match="beta changes nothing"):
-        assert not torch.equal(attack.perturb(*pairs()).images, pairs()[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        replace(attack, beta=None).perturb(*pairs())
-
-
 def test_redraw_takes_one_smooth_grad_as_it_is():
     inner = SmoothGrad(Gradient(cnn()), 2)
     own = SmoothGrad(Gradient(cnn()), 2)
@@ -345,60 +316,6 @@ def test_redraw_takes_one_smooth_grad_as_it_is():
         with pytest.raises(ValueError, match="redraw must come with a SmoothGrad explainer, and none inside it, got "):
             Manipulation(explainer, redraw=True)
     Manipulation(SmoothGrad(BetaSmoothing(inner.explainer)), redraw=True)
-
-
-def test_a_smooth_network_needs_no_beta():
-    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.GELU(), nn.Flatten(), nn.Linear(72, 4)).double()
-    attack = Manipulation(Gradient(model), steps=3, lr=0.01, bounds=CHANNELS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        results = [replace(attack, beta=beta).perturb(*pairs()) for beta in (None, (10.0, 100.0))]
-    assert torch.equal(results[0].images, results[1].images) and not torch.equal(results[0].images, pairs()[0])
-
-
-def test_the_last_iterate_is_told_beside_the_best():
-    x, target_map = pairs()
-    attack = Manipulation(Gradient(cnn()), steps=12, lr=0.05, beta=20.0, gamma=0.0, bounds=CHANNELS, judge_every=1)
-    result = attack.perturb(x, target_map)
-    one = replace(attack, judge_every=12).perturb(x, target_map)
-    # Judged at its end alone, an attack returns its last iterate or the original.
-    moved = one.best_step == 12
-    assert moved.any() and torch.equal(one.last_class_kept, result.last_class_kept)
-    assert one.last_class_kept[moved].all()
-    torch.testing.assert_close(one.last_pcc[moved], one.metrics.to_target.pcc[moved])
-    torch.testing.assert_close(result.last_pcc, one.last_pcc)
-    # Where scores are nearly equal the class does not last: what is returned keeps it all the same.
-    even = cnn()
-    with torch.no_grad():
-        even[-1].bias.sub_(even(x).mean(0))
-    far = replace(attack, explainer=Gradient(even)).perturb(x, target_map)
-    assert far.class_kept.all() and not far.last_class_kept.all()
-
-
-def test_the_last_iterate_is_that_of_the_returned_restart():
-    x, target_map = pairs()
-    even = cnn()
-    with torch.no_grad():
-        even[-1].bias.sub_(even(x).mean(0))
-    attack = Manipulation(
-        Gradient(even), steps=12, lr=0.05, beta=20.0, gamma=0.0, bounds=CHANNELS, judge_every=3, stop=0.2,
-        restarts=Restarts(3, sigma=0.3),
-    )  # fmt: skip
-    whole = attack.perturb(x, target_map)
-    ones = [attack.perturb(x[n : n + 1], target_map[n : n + 1], index=torch.tensor([n])) for n in range(len(x))]
-    for name in ("best_restart", "last_class_kept", "last_pcc", "images"):
-        torch.testing.assert_close(getattr(whole, name), torch.cat([getattr(one, name) for one in ones]))
-    # Rows left, of other samples than the first, and not for the restart that began at the image.
-    done = whole.metrics.to_target.pcc >= 0.2
-    assert done.any() and whole.best_restart.any()
-    torch.testing.assert_close(whole.last_pcc[done], whole.metrics.to_target.pcc[done])
-
-
-def test_the_last_iterate_of_what_stopped_is_the_returned_one():
-    x, target_map = pairs()
-    result = Manipulation(Gradient(cnn()), steps=5, stop=-1.0, bounds=CHANNELS).perturb(x, target_map)
-    assert result.last_class_kept.all()
-    torch.testing.assert_close(result.last_pcc, result.metrics.to_target.pcc)
 
 
 @pytest.mark.parametrize(
