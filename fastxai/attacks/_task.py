@@ -21,14 +21,12 @@ from fastxai.engine import Net
 from fastxai.explainers import SmoothGrad, reduce_map
 from fastxai.kernels.formulas import dials
 from fastxai.metrics import pcc
+from fastxai.metrics.ssim import WINDOW
 
 if TYPE_CHECKING:
     from fastxai.attacks.manipulation import Manipulation, Target
 
 __all__ = ["Task"]
-
-# The metrics' SSIM window: an image must hold one.
-_WINDOW = 7
 
 
 @dataclass(frozen=True)
@@ -146,8 +144,8 @@ class Task:
         smooth = attack.explainer if attack.redraw else None
         self.noisy = smooth.another() if isinstance(smooth, SmoothGrad) else None
         self.seeds = step_seeds(smooth.seed, attack.steps) if isinstance(smooth, SmoothGrad) else []
-        fits = _check.tensor(x, "x").dim() == 4 and min(x.shape[2:]) >= _WINDOW
-        _check.require(fits, "x", f"have shape [N, C, H, W], H and W at least {_WINDOW}", list(x.shape))
+        fits = _check.tensor(x, "x").dim() == 4 and min(x.shape[2:]) >= WINDOW
+        _check.require(fits, "x", f"have shape [N, C, H, W], H and W at least {WINDOW}", list(x.shape))
         self.box, self.x = box_of(attack.bounds, inputs_of(x))
         finite = all(bool(bound.isfinite().all()) for bound in self.box)
         _check.require(finite, "bounds", "be finite: the metrics compare images in [0, 1]", attack.bounds)

@@ -28,7 +28,6 @@ from fastxai.evaluation import Space
 from fastxai.explainers import Explainer, reduce_map
 
 __all__ = [
-    "WINDOW",
     "Network",
     "Stopped",
     "UsageError",
@@ -50,8 +49,6 @@ __all__ = [
 
 FIGURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 TENSORS = (".safetensors",)
-# Side of the windows of the SSIM: images and maps that are compared must hold one.
-WINDOW = 7
 # Every seed is below: pixel flipping takes no larger one, and would say so after hours.
 _SEEDS = 2**31
 

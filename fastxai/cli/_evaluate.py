@@ -22,6 +22,7 @@ from fastxai.engine import compile as compile_net
 from fastxai.evaluation.task import shown_map
 from fastxai.explainers import Explainer
 from fastxai.metrics import pcc
+from fastxai.metrics.ssim import WINDOW
 from fastxai.results import ResultStore, Row, digest
 
 __all__ = ["NAME", "Bench", "Job", "Part", "bench", "collected", "image_space", "jobs", "missing", "parts", "run"]
@@ -134,7 +135,7 @@ class Job:
 def bench(options: argparse.Namespace) -> Bench:
     """Build what the options name; UsageError says which option is wrong."""
     # Attacked maps are compared by other metrics.
-    network = _common.network(options, (3, 1), _common.WINDOW if options.robustness is None else 1)
+    network = _common.network(options, (3, 1), WINDOW if options.robustness is None else 1)
     data = _data(options, network.size)
     if data.images.shape[1] not in (1, network.channels):
         found, wanted = data.images.shape[1], network.channels

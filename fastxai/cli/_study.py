@@ -18,6 +18,7 @@ from fastxai.cli._common import UsageError
 from fastxai.data.collection import Collection, open_collection
 from fastxai.engine import compile as compile_net
 from fastxai.explainers import Explainer
+from fastxai.metrics.ssim import WINDOW
 from fastxai.results import ResultStore, Row, digest
 from fastxai.studies import Experiment, Study
 
@@ -109,7 +110,7 @@ class Job:
 
 def bench(options: argparse.Namespace, study: Study) -> Bench:
     """Build what the options name; UsageError says which option is wrong."""
-    network = _common.network(options, smallest=_common.WINDOW)
+    network = _common.network(options, smallest=WINDOW)
     space = network.space
     try:
         images = open_collection(options.images, network.size, network.shorter)

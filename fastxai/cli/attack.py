@@ -15,6 +15,7 @@ from fastxai.attacks._presets import DATA, networks
 from fastxai.cli import _common, _methods
 from fastxai.cli._errors import UsageError, first_line
 from fastxai.explainers import Explainer, SmoothGrad
+from fastxai.metrics.ssim import WINDOW
 from fastxai.viz import Panel, Row
 
 __all__ = ["add_arguments", "compared", "run", "tensors"]
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     if options.target and len(options.target) not in (1, count):
         raise UsageError(f"--target must be given once or {count} times, once an IMAGE, got {len(options.target)}")
     _common.check_outputs(out)
-    network = _common.network(options, smallest=_common.WINDOW)
+    network = _common.network(options, smallest=WINDOW)
     explainer = _methods.explainer(options.method, network.net, options)
     attack = _attack(explainer, network, options)
     x = _common.images(options.images, "IMAGE", network, options.device)

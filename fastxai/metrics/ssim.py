@@ -9,11 +9,14 @@ from torch.nn.functional import avg_pool2d
 from fastxai._check import positive, require
 from fastxai.metrics._pair import pair
 
-__all__ = ["ssim"]
+__all__ = ["WINDOW", "ssim"]
+
+# Side of the window, unless one is given: what is compared must hold one.
+WINDOW = 7
 
 
 def ssim(
-    a: Tensor, b: Tensor, data_range: float | None = None, window: int = 7, k1: float = 0.01, k2: float = 0.03
+    a: Tensor, b: Tensor, data_range: float | None = None, window: int = WINDOW, k1: float = 0.01, k2: float = 0.03
 ) -> Tensor:
     """Mean structural similarity with a uniform window and sample covariances, as scikit-image computes it.
 
