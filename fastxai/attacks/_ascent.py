@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastxai import _check
+from fastxai._warn import warn
 from fastxai.attacks._ball import Ball, Bound
 from fastxai.attacks._optimizer import Box
 from fastxai.engine import Net, arguments
@@ -256,10 +256,9 @@ class Ascent(ABC):
         by_sample = gradient.view(self.restarts, -1, *gradient.shape[1:]).transpose(0, 1)
         _check.finite_samples(by_sample, "the objective's gradient", "be finite where the attack starts")
         if not gradient.any():
-            warnings.warn(
+            warn(
                 "the objective has no gradient where the attack starts, so it will not move; what helps is "
                 "beta= on a piecewise linear network, and random_start=True where maps are equal at the start.",
-                stacklevel=5,
             )
 
     def _iterate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastxai import _backend, _check
+from fastxai._warn import warn
 from fastxai.attacks._ascent import inputs_of
 from fastxai.attacks._ball import box_of
 from fastxai.attacks._optimizer import OPTIMIZERS, Box, Optimizer
@@ -152,7 +152,7 @@ class Task:
         # A smoothed view's own beta is part of the map.
         self.betas = attack.betas() if self.net.activation is None and self.net.smooths(self.x) else None
         if attack.beta is not None and self.net.activation is None and self.betas is None:
-            # Of what runs on the engine every unit is known: that model is smooth.
+            # On the engine every unit is known: what kinks are left are those of max-pools, which no beta smooths.
             self._warn_of_kinks()
         self.target_map = self._target_map(target_map)
         with torch.no_grad():
@@ -178,11 +178,10 @@ class Task:
     def _warn_of_kinks(self) -> None:
         if self.net.report(self.x).engine:
             return
-        warnings.warn(
+        warn(
             f"softplus takes the place of nothing in {type(self.net.model).__name__} (see Net.smooths): beta changes "
             "nothing. If the model is not smooth, write its kinks as torch.relu; as it is, an attack that fails does "
             "not make it robust.",
-            stacklevel=4,
         )
 
     def _copies(self, values: Tensor) -> Tensor:
@@ -275,10 +274,9 @@ class Task:
             if step == 0 and self.betas is None and len(self.x) and not gradient[: len(self.x)].any():
                 # The first start's output has not moved yet, so this is the map term's gradient alone.
                 cure = "Give beta=(beta_0, beta_e), or attack" if attack.beta is None else "Attack"
-                warnings.warn(
+                warn(
                     "the map term has no gradient, as on a piecewise linear network: the attack will not move. "
                     f"{cure} a smooth network.",
-                    stacklevel=4,
                 )
             if free:
                 self._compare(h, terms[0], scores.argmax(1), step)

@@ -120,14 +120,20 @@ class Manipulation:
             _check.require(number and -1 <= self.stop <= 1, "stop", "be a correlation, -1 .. 1", self.stop)
         _check.instance(self.redraw, "redraw", bool, "be True or False")
         if self.redraw:
-            # Noise that a method of the object's own draws, or a map inside, would stay.
-            around, inner = self.explainer, getattr(self.explainer, "explainer", None)
-            while inner is not None and not isinstance(inner, SmoothGrad):
-                inner = getattr(inner, "explainer", None)
-            one = isinstance(around, SmoothGrad) and inner is None and "map_and_scores" not in vars(around)
-            _check.require(one, "redraw", "come with a SmoothGrad explainer, and none inside it", type(around).__name__)
+            self._check_noise()
         drawn = self.restarts is None or self.restarts.sigma is not None or self.ball is not None
         _check.require(drawn, "restarts", "have a sigma where the attack has no ball", self.restarts)
+
+    def _check_noise(self) -> None:
+        """Raise ValueError unless there is noise to redraw, and all of it is: what others draw would stay."""
+        around, inner = self.explainer, getattr(self.explainer, "explainer", None)
+        while inner is not None and not isinstance(inner, SmoothGrad):
+            inner = getattr(inner, "explainer", None)
+        name = type(around).__name__
+        _check.require(isinstance(around, SmoothGrad), "redraw", "come with a SmoothGrad explainer", name)
+        _check.require(inner is None, "redraw", "come with one SmoothGrad, none inside another", name)
+        own = "map_and_scores" in vars(around) or type(around).map_and_scores is not SmoothGrad.map_and_scores
+        _check.require(not own, "redraw", "come with SmoothGrad's own map_and_scores", f"another one in {name}")
 
     def betas(self) -> list[float] | None:
         """Return beta(t) for t = 0 .. T-1, or None where the net stays as it is."""

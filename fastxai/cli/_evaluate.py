@@ -15,7 +15,7 @@ from torch import Tensor
 from fastxai import evaluation, studies
 from fastxai.attacks import IFIA
 from fastxai.cli import _attributional, _common, _rows
-from fastxai.cli._common import UsageError
+from fastxai.cli._errors import UsageError, first_line
 from fastxai.data import Labelled, fit, labelled, noisy
 from fastxai.engine import Net
 from fastxai.engine import compile as compile_net
@@ -170,7 +170,7 @@ def bench(options: argparse.Namespace) -> Bench:
                 which = {"preset": options.robustness}
                 _attributional.check(_attributional.preset(explainer, which, options.changes), images)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise UsageError(f"--methods {name} does not fit the model: {str(error).splitlines()[0]}") from error
+            raise UsageError(f"--methods {name} does not fit the model: {first_line(error)}") from error
     return made
 
 

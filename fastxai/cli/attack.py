@@ -166,14 +166,15 @@ def tensors(x: Tensor, result: AttackResult) -> dict[str, Tensor]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    head = ["image", "class", "after", "map to target: PCC", "after", "SSIM", "after", "image MSE"]
+    # The image that is returned keeps the class by choice.
+    head = ["image", "class", "kept to the end", "map to target: PCC", "after", "SSIM", "after", "image MSE"]
     return _common.table(
         head,
         [
             [
                 row["file"],
                 row["before"]["class"],
-                row["after"]["class"],
+                "yes" if row["last_class_kept"] else "no",
                 *(
                     f"{row[key][name]:.2f}"
                     for name in ("pcc", "ssim")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastxai import theory
 from fastxai.cli import _common
-from fastxai.cli._common import UsageError
+from fastxai.cli._errors import UsageError, first_line
 from fastxai.data import noisy
 from fastxai.engine import Net
 
@@ -114,7 +114,7 @@ def _attempt(make: Callable[[], Any]) -> Any:
     try:
         return make()
     except (ValueError, RuntimeError) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
 
 
 def _norms(net: Net, x: Tensor, classes: Tensor, kind: str) -> Norms:

@@ -137,7 +137,8 @@ def _text(report: dict[str, Any]) -> str:
             for what, k in rows.items()
         ],
     )
-    kept = "kept" if report["class_kept"] else "not kept"
+    # What is returned keeps the class by choice.
+    kept = "kept to the end" if report["last_class_kept"] else "kept, but not by the last step"
     parts = [
         f"The network says\n{said}",
         f"After {report['steps']} steps that move the {report['photos'][0]['photo']}'s map to the "

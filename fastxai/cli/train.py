@@ -15,7 +15,7 @@ from torch import nn
 from fastxai import _check, models
 from fastxai._files import write_tensors, written_aside
 from fastxai.cli import _common, _models
-from fastxai.cli._common import Stopped, UsageError
+from fastxai.cli._errors import Stopped, UsageError, first_line
 from fastxai.cli._terms import TERMS, terms
 from fastxai.data import Labelled, labelled
 from fastxai.engine import compile as compile_net
@@ -133,7 +133,7 @@ def _check_fit(model: nn.Module, data: Dataset, test: Dataset) -> None:
     try:
         scores = model.eval()(x)
     except RuntimeError as error:
-        raise ValueError(f"[model] does not take images {list(x.shape)}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"[model] does not take images {list(x.shape)}: {first_line(error)}") from error
     highest = max(int(one.labels.max()) for one in (data, test))
     if highest >= scores.shape[1]:
         raise ValueError(f"[model] has {scores.shape[1]} scores, [data] the label {highest}")

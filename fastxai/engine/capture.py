@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fastxai import _backend, _check
+from fastxai._warn import warn
 from fastxai.engine.recorder import Ran, Recorder, Recording
 from fastxai.engine.tape import TapeRecorder
 
@@ -308,7 +309,7 @@ class Graphs:
         entry.refused, entry.buffers = True, []
         if reason not in self._announced and not self.quiet:
             self._announced.add(reason)
-            warnings.warn(f"{name} is not captured and runs as usual. Cause: {reason}", stacklevel=5)
+            warn(f"{name} is not captured and runs as usual. Cause: {reason}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastxai import _check
+from fastxai._warn import warn
 from fastxai.engine.capture import Graphs
 from fastxai.engine.explain import RuleRuntime
 from fastxai.engine.fallback import Fallback
@@ -73,8 +73,8 @@ class Core:
         self.rule_runtimes: OrderedDict[Composite, dict[Any, RuleRuntime]] = OrderedDict()
         self.last: Any = None
         self.announced: set[str] = set()
-        # Whether softplus changes anything on the fallback, by the shape of a sample.
-        self.smooth: dict[tuple[int, ...], bool] = {}
+        # Shapes of samples that softplus is known to change something for, on the fallback.
+        self.smooth: set[tuple[int, ...]] = set()
 
     def prepare(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std per channel."""
@@ -167,9 +167,8 @@ class Core:
     def _fall_back(self, rows: tuple[tuple[str, str, str], ...], reason: str) -> tuple[None, Report]:
         if reason not in self.announced:
             self.announced.add(reason)
-            warnings.warn(
+            warn(
                 f"{type(self.model).__name__} runs on the autograd fallback: same results, autograd's speed. "
                 f"Cause: {reason}. Cure: rewrite that operation, or pass fallback=True to accept it silently.",
-                stacklevel=7,
             )
         return None, Report(rows, reason)

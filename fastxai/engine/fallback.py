@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
 import torch
@@ -26,12 +27,13 @@ class _Replace(TorchFunctionMode):
 
     Attributes:
         rule: from the model's activation to the one that runs.
+        relu: what runs in place of ReLU.
         replaced: how many calls were replaced.
     """
 
     def __init__(self, rule: Callable[[Activation], Activation]) -> None:
         super().__init__()
-        self.rule, self.replaced = rule, 0
+        self.rule, self.relu, self.replaced = rule, rule(Activation("relu")), 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -47,9 +49,7 @@ class _Replace(TorchFunctionMode):
 
     def _other(self, name: str, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor] | None:
         """Return what runs in place of a call, or None for the call itself."""
-        relu = self.rule(Activation("relu"))
-        if relu == Activation("relu"):
-            return None
+        relu = self.relu
         act = _relu_like(name, args, kwargs)
         if act is not None:
             return _bounded(relu, 0, 6) if act.name == "relu6" else lambda a: smooth(self.rule(act), a)
@@ -64,6 +64,10 @@ class _Replace(TorchFunctionMode):
 
 def _bounded(relu: Activation, low: float, high: float) -> Callable[[Tensor], Tensor]:
     """Return low + s(a - low) - s(a - high), the smooth form of what is a between the bounds."""
+    if isinf(low):
+        return lambda a: a if isinf(high) else high - smooth(relu, high - a)
+    if isinf(high):
+        return lambda a: low + smooth(relu, a - low)
 
     def bounded(a: Tensor) -> Tensor:
         # Odd about the middle: above it the two terms, both large, would cancel.
@@ -170,7 +174,7 @@ class Fallback:
     def _forward(self, x: Tensor, replace: _Replace) -> Tensor:
         fed = self.prepare(x)
         # A copy, for a model that writes into its input.
-        with replace:
+        with nullcontext() if replace.relu == Activation("relu") else replace:
             return self._checked(self.model(fed.clone() if fed is x else fed), x)
 
     def _run(self, x: Tensor, rule: Callable[[Activation], Activation]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastxai import _check
+from fastxai._warn import warn
 from fastxai.engine import arguments
 from fastxai.engine.arguments import Target
 from fastxai.engine.core import Report
@@ -183,7 +183,7 @@ class Net(View):
             return
         if run.graph.is_flat(acts):
             self._warned = True
-            warnings.warn(FLAT, stacklevel=4)
+            warn(FLAT)
 
     def _gradient(self, x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
         x = self._check_input(x).detach()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastxai import _check
+from fastxai._warn import warn
 from fastxai.engine import arguments
 from fastxai.engine.core import Core, Report
 from fastxai.engine.fallback import Fallback
@@ -115,17 +115,17 @@ class View:
         if runtime is not None:
             return any(act.name in RELU_LIKE for act in runtime.graph.activations)
         known, shape = self._core.smooth, tuple(x.shape[1:])
-        if shape not in known:
-            known[shape] = self._core.autograd.smooths(x.detach())
-        return known[shape]
+        # What these inputs pass by others may meet, where the model decides by values.
+        if shape not in known and self._core.autograd.smooths(x.detach()):
+            known.add(shape)
+        return shape in known
 
     def _warn_if_no_view(self, x: Tensor) -> None:
-        if "softplus" not in self._core.announced and not self.smooths(x):
+        if len(x) and "softplus" not in self._core.announced and not self.smooths(x):
             self._core.announced.add("softplus")
-            warnings.warn(
+            warn(
                 f"softplus takes the place of nothing in {type(self.model).__name__} (see Net.smooths): this view is "
                 "the model as given.",
-                stacklevel=5,
             )
 
     def _check_input(self, x: Any) -> Tensor:

@@ -21,6 +21,8 @@ __all__ = ["attack", "finished", "growth", "manipulate", "resolve"]
 
 # Of an attack: what a row says of it, beside the space.
 _SAID = ("steps", "lr", "beta", "c", "gamma", "output", "optimizer", "judge_every")
+# What "plain" takes from the plain map's attack; c comes with the data.
+_BUDGET = ("steps", "lr", "output", "gamma")
 # What the attack's own noise does not reach: another seed of SmoothGrad.
 _FRESH = 1
 
@@ -33,8 +35,8 @@ def attack(explainer: Explainer, space: Space, settings: Mapping[str, Any]) -> M
         space: gives the bounds.
         settings: "preset" is "imagenet" or "cifar10", or "imagenet:NETWORK" with the name of a network, whose row then
             holds for the Gradient map; "attack" replaces arguments of the preset. "budget" is "plain" if a smoothed map
-            is attacked with the iterations and the step size of the plain one, "own" (if absent) if with its own;
-            "redraw" is Manipulation's.
+            is attacked with the iterations, the step size and the output term of the plain one, "own" (if absent) if
+            with its own; "redraw" is Manipulation's.
 
     Raises:
         TypeError: an argument is unknown.
@@ -49,15 +51,18 @@ def attack(explainer: Explainer, space: Space, settings: Mapping[str, Any]) -> M
 
     if _check.one_of(settings.get("budget", "own"), "budget", ("own", "plain")) == "plain":
         plain = preset(getattr(explainer, "explainer", explainer), {})
-        changes = {"steps": plain.steps, "lr": plain.lr, **changes}
+        changes = {name: getattr(plain, name) for name in _BUDGET} | dict(changes)
     return preset(explainer, {"redraw": settings.get("redraw", False), **changes})
 
 
 def resolve(task: Task) -> dict[str, Any]:
-    """Return the task's settings with every argument of the attack, the preset's included."""
+    """Return the task's settings with every argument of the attack, the preset's included; beta if it has an effect."""
     made = attack(smoothed(task.explainer, task.space, task.settings, task.seed), task.space, task.settings)
     said = {name: getattr(made, name) for name in _SAID}
-    return {**task.settings, "attack": {**said, "beta": list(made.beta) if isinstance(made.beta, tuple) else made.beta}}
+    said["beta"] = list(made.beta) if isinstance(made.beta, tuple) else made.beta
+    if not task.explainer.net.smooths(task.x):
+        said["beta"] = None
+    return {**task.settings, "attack": {**task.settings.get("attack", {}), **said}}
 
 
 def manipulate(task: Task) -> Outcome:
@@ -84,7 +89,6 @@ def manipulate(task: Task) -> Outcome:
             map_to_original=result.metrics.to_original,
             image=result.metrics.image,
         ),
-        "class_kept": result.class_kept.tolist(),
         "class_before": change.original_classes.tolist(),
         "class_after": change.classes.tolist(),
         "confidence_before": change.original_confidence.tolist(),
@@ -122,7 +126,8 @@ def growth(task: Task) -> Outcome:
     judged.
 
     Values: ``steps``; for each course ``NAME.image_mse`` and ``NAME.map_mse``, a list over pairs of lists over steps,
-    of the iterates as they come, and the end of the attack as ``NAME.best_*``.
+    of the iterates as they come; of what the attack returns ``NAME.best_image_mse`` and ``NAME.best_map_mse``; of its
+    last iterate ``NAME.last_class_kept``.
     """
     target_map = shown_map(task.explainer, task.target_x)
     classes = task.explainer.net.base(task.x).argmax(1)

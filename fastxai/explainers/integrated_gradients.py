@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Literal, overload
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastxai import _check
+from fastxai._warn import warn
 from fastxai.engine import Net
 from fastxai.engine.heads import Output, head
 from fastxai.explainers._base import Explainer, Target
@@ -220,11 +220,10 @@ class IntegratedGradients(Explainer):
             n, t, w, factor = refine(self.method, n)
             if n > self.max_steps:
                 worst = (gap[rows] / change[rows]).abs().max().item()
-                warnings.warn(
+                warn(
                     f"integrated gradients of {len(rows)} of {len(x)} inputs miss completeness by up to {worst:.1e} "
                     f"|f(x) - f(xbar)| after {int(steps.max())} {self.method} steps, tol is {self.tol:.1e}; "
                     "raise max_steps or tol",
-                    stacklevel=5,
                 )
                 return h, scores, steps
             more, _ = net.differentiable_integral(x[rows], xbar[rows], (t, w), classes[rows], output=self.output)

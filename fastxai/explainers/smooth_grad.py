@@ -61,9 +61,8 @@ class SmoothGrad(Explainer):
         _check.require(isinstance(n_samples, int) and n_samples > 0, "n_samples", "be a positive int", n_samples)
         for value, name in ((noise, "noise"), (0.0 if stdev is None else stdev, "stdev")):
             _check.not_negative(value, name)
-        # A generator tells no more than 32 bits apart.
-        _check.require(isinstance(seed, int) and 0 <= seed < 2**32, "seed", "be an int in [0, 2^32)", seed)
-        self.explainer, self.n_samples, self.noise, self.seed, self.stdev = explainer, n_samples, noise, seed, stdev
+        self.explainer, self.n_samples, self.noise, self.stdev = explainer, n_samples, noise, stdev
+        self.seed = _seed(seed)
         self._drawn: tuple[Any, Tensor] | None = None
 
     def map_and_scores(
@@ -111,23 +110,29 @@ class SmoothGrad(Explainer):
         Raises ValueError, under the argument's ``name``, for an x without a batch dimension.
         """
         _check.require(_check.tensor(x, name).dim() >= 2, name, "have shape [N, ...]", list(x.shape))
-        key = self.seed, self.n_samples, tuple(x.shape[1:]), x.dtype, x.device
+        key = self._key(x)
         if self._drawn is None or self._drawn[0] != key:
             self._drawn = key, self._normals(x)
         return self._drawn[1]
 
+    def _key(self, x: Tensor) -> tuple[Any, ...]:
+        return self.seed, self.n_samples, tuple(x.shape[1:]), x.dtype, x.device
+
     def _normals(self, x: Tensor) -> Tensor:
         source = torch.Generator().manual_seed(self.seed)
         rows = [torch.randn(x.shape[1:], generator=source, dtype=torch.float32) for _ in range(self.n_samples)]
-        return torch.stack([torch.zeros_like(rows[0]), *rows]).to(x.device, x.dtype)
+        drawn = torch.stack([torch.zeros_like(rows[0]), *rows]).to(x.dtype)
+        # From pinned memory a copy follows the device's queue: the host, which may be steps ahead, does not wait.
+        return (drawn.pin_memory() if x.is_cuda else drawn).to(x.device, non_blocking=True)
 
     def redraw(self, x: Tensor, seed: int) -> Tensor:
         """Take the noise of another seed for inputs like x, in place: whatever recorded this map reads the new one."""
-        self.seed, held = seed, self._drawn
-        if held is None or held[1].shape[1:] != x.shape[1:]:
+        self.seed, held = _seed(seed), self._drawn
+        key = self._key(x)
+        if held is None or held[0][1:] != key[1:]:
             return self._draws(x, "x")
         held[1].copy_(self._normals(x))
-        self._drawn = (seed, *held[0][1:]), held[1]
+        self._drawn = key, held[1]
         return held[1]
 
     def another(self) -> SmoothGrad:
@@ -135,3 +140,9 @@ class SmoothGrad(Explainer):
         made = copy.copy(self)
         made._drawn = None
         return made
+
+
+def _seed(seed: int) -> int:
+    # A generator tells no more than 32 bits apart.
+    _check.require(isinstance(seed, int) and 0 <= seed < 2**32, "seed", "be an int in [0, 2^32)", seed)
+    return seed

@@ -236,7 +236,8 @@ class _Path:
         self.nodes = list(zip(((1 + z) / 2).tolist(), (w / 2).tolist(), strict=True))
         self.integral = torch.zeros_like(like)
         self.total, self.jumps = (like.new_zeros(len(like)) for _ in range(2))
-        # Candidates for the norms: images [M, D], ||H gamma'|| / ||gamma'|| and samples [M], at most so many a sample.
+        # Candidates for the norms, ``samples`` a sample and as many again once spread: images [M, D],
+        # ||H gamma'|| / ||gamma'|| and samples [M].
         self.best = like[:0], like.new_zeros(0), target[:0]
 
     def maps(self, x: Tensor, classes: Tensor) -> Tensor:

@@ -306,14 +306,25 @@ def test_redraw_takes_one_smooth_grad_as_it_is():
     inner = SmoothGrad(Gradient(cnn()), 2)
     own = SmoothGrad(Gradient(cnn()), 2)
     own.map_and_scores = inner.map_and_scores  # type: ignore[method-assign]
-    for explainer in (
-        inner.explainer,
-        BetaSmoothing(inner),
-        SmoothGrad(inner, 2),
-        SmoothGrad(BetaSmoothing(inner)),
-        own,
+
+    class Other(SmoothGrad):
+        def map_and_scores(self, *arguments, **options):
+            return super().map_and_scores(*arguments, **options)
+
+    one, two, itself = (
+        "a SmoothGrad explainer, got ",
+        "one SmoothGrad, none inside another, got",
+        "SmoothGrad's own map",
+    )
+    for explainer, said in (
+        (inner.explainer, one + "Gradient"),
+        (BetaSmoothing(inner), one + "BetaSmoothing"),
+        (SmoothGrad(inner, 2), two),
+        (SmoothGrad(BetaSmoothing(inner)), two),
+        (own, itself),
+        (Other(Gradient(cnn())), itself),
     ):
-        with pytest.raises(ValueError, match="redraw must come with a SmoothGrad explainer, and none inside it, got "):
+        with pytest.raises(ValueError, match=f"redraw must come with {said}"):
             Manipulation(explainer, redraw=True)
     Manipulation(SmoothGrad(BetaSmoothing(inner.explainer)), redraw=True)
 

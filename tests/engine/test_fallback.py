@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -157,6 +158,8 @@ KINKS = {
     "hardtanh": (nn.Hardtanh(-0.5, 2.0), lambda a: -0.5 + soft(a + 0.5) - soft(a - 2.0)),
     "hardtanh-own": (F.hardtanh, lambda a: -1.0 + soft(a + 1.0) - soft(a - 1.0)),
     "hardtanh_": (lambda a: (F.hardtanh_(a, max_val=0.3), a)[1], lambda a: -1.0 + soft(a + 1.0) - soft(a - 0.3)),
+    "hardtanh-above": (lambda a: F.hardtanh(a, -math.inf, 0.3), lambda a: 0.3 - soft(0.3 - a)),
+    "hardtanh-below": (lambda a: F.hardtanh(a, -0.3, math.inf), lambda a: soft(a + 0.3) - 0.3),
     "threshold": (nn.Threshold(0, 0), soft),
     "threshold_": (lambda a: (F.threshold_(a, 0, 0), a)[1], soft),
 }
@@ -170,6 +173,8 @@ def test_kinks_that_have_no_node_are_smoothed(name):
     assert net.smooths(x)
     view, want = net.with_activation("softplus", 3.0), Kinked(smooth).double()
     pairs = (view(x), want(x)), (net(x), model(x)), (view.gradient(x, 0), gradient(want, x, 0))
+    v = directions(x, 1)
+    pairs += ((view.hvp(x, v[0], 0), hvp(want, x, v, 0)[1][0]),)
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
 
@@ -185,6 +190,37 @@ def test_a_view_that_smooths_nothing_says_so(act):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         net.with_activation("softplus", 1.0)(x)
+
+
+def test_what_one_batch_passes_by_others_may_meet():
+    class Choosing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([(F.relu(one) if one.sum() > 0 else one).sum() * torch.ones(3) for one in x.float()])
+
+    def signed(sign: float) -> Tensor:
+        return sign * torch.rand(2, 1, 3, 3)
+
+    class Empty(Choosing):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if len(x) else torch.zeros(0, 3)
+
+    net = fastxai.compile(Empty(), fallback=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.with_activation("softplus", 1.0)(signed(1)[:0])
+    assert [net.smooths(x) for x in (signed(1)[:0], signed(-1), signed(1), signed(-1))] == [False, False, True, True]
+
+
+def test_a_warning_points_at_the_users_line():
+    for work in (
+        lambda net, x: net.with_activation("softplus", 3.0)(x),
+        lambda net, x: net.with_activation("softplus", 3.0).hvp(x, x, 0),
+        lambda net, x: fastxai.Gradient(net.with_activation("softplus", 3.0)).attribute(x),
+        lambda net, x: fastxai.SmoothGrad(fastxai.Gradient(net.with_activation("softplus", 3.0))).attribute(x),
+    ):
+        with pytest.warns(UserWarning, match="takes the place of nothing") as said:
+            work(fastxai.compile(Kinked(nn.GELU()).double(), fallback=True), batch())
+        assert [warning.filename for warning in said] == [__file__]
 
 
 def test_the_engine_knows_what_softplus_changes():

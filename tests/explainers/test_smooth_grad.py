@@ -158,6 +158,24 @@ def test_a_linear_network_is_not_smoothed(seed, samples, stdev):
     torch.testing.assert_close(h, model.weight[1].expand(2, 7).clone(), rtol=1e-12, atol=1e-12)
 
 
+def test_redrawn_noise_is_that_of_the_seed_in_the_same_memory():
+    model, x = nets.make("conv", nets.softplus()), nets.images()
+    explainer, other = SmoothGrad(Gradient(model), 3), SmoothGrad(Gradient(model), 3, seed=7)
+    first = explainer.redraw(x, 5)
+    assert explainer.redraw(x, 7) is first and explainer.seed == 7
+    assert torch.equal(explainer.attribute(x, 0), other.attribute(x, 0))
+    small = explainer.redraw(x.float(), 8)
+    assert small.dtype == torch.float32 and torch.equal(
+        small, SmoothGrad(Gradient(model), 3, seed=8).redraw(x, 8).float()
+    )
+    for seed in (-1, 2**32, 0.5):
+        with pytest.raises(ValueError, match="seed must be an int in"):
+            explainer.redraw(x, seed)  # type: ignore[arg-type]
+    apart = explainer.another()
+    apart.redraw(x.float(), 9)
+    assert explainer.seed == 8 and torch.equal(explainer.redraw(x.float(), 8), small)
+
+
 @pytest.mark.parametrize("budget", [1, 2 * 3 * 72 * 8, 4 * 3 * 72 * 8])
 @pytest.mark.parametrize("wanted", [True, False])
 def test_chunks_of_samples_change_nothing(budget, wanted, monkeypatch):

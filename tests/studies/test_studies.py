@@ -36,6 +36,11 @@ def test_every_name_in_a_study_is_known(name: str) -> None:
     assert study.defaults.keys() == kinds[study.kind]
 
 
+def test_noise_is_redrawn_or_fixed_and_nothing_else_differs() -> None:
+    redrawn, fixed = (studies.load("geometry").experiments[name] for name in ("smooth_grad", "smooth_grad_fixed"))
+    assert redrawn.settings == {**fixed.settings, "redraw": True}
+
+
 def test_the_networks_are_those_of_the_paper() -> None:
     """[R] section 4: 25 without the Hessian penalty, and six penalties on each of the 20 with softplus."""
     networks = studies.load("robustness").networks

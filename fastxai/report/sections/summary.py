@@ -31,7 +31,7 @@ def kept(
     name: str = "last_class_kept",
     pairs: Collection[int] | None = None,
 ) -> str:
-    """Return in how many of the pairs, all if None, the attack's last iterate keeps the class; a dash if none says."""
+    """Return in how many of the pairs (None: all) the last iterate keeps the class; a dash unless every row says."""
     if not findings.holds(experiment, method, name):
         return UNKNOWN
     held = findings.over_pairs(experiment, method, name)
