@@ -12,6 +12,7 @@ demo CNN instead, after it has compared both loss gradients in float64. On a CPU
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -293,7 +294,7 @@ def compared(name: str, x: Tensor, target_map: Tensor, patterns: Any) -> float:
 
 
 def timed_methods(args: argparse.Namespace) -> list[list[str]]:
-    """Return milliseconds of one iteration of each map and batch, values compared first."""
+    """Return milliseconds of one iteration of each map and batch, values compared first; rows are told as they come."""
     seeded, folder = torch.Generator().manual_seed(args.seed), SHARED / "data" / "cifar10"
     images = cifar10(folder)[0] if folder.is_dir() else torch.randint(256, (10000, 3, 32, 32), generator=seeded)
     chosen = torch.randperm(len(images), generator=seeded)[: 2 * max(args.batch)]
@@ -330,6 +331,7 @@ def timed_methods(args: argparse.Namespace) -> list[list[str]]:
             ratio = medians["plain"] / medians["fastxai"]
             figures = [*(f"{medians[how]:.1f}" for how in ("fastxai", "plain")), f"{ratio:.2f}", f"{error:.0e}"]
             rows.append([name, str(batch), *figures])
+            print(*rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
