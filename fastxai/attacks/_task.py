@@ -152,7 +152,6 @@ class Task:
         # A smoothed view's own beta is part of the map.
         self.betas = attack.betas() if self.net.activation is None and self.net.smooths(self.x) else None
         if attack.beta is not None and self.net.activation is None and self.betas is None:
-            # On the engine every unit is known: what kinks are left are those of max-pools, which no beta smooths.
             self._warn_of_kinks()
         self.target_map = self._target_map(target_map)
         with torch.no_grad():
@@ -176,6 +175,7 @@ class Task:
         return 1 if self.attack.restarts is None else self.attack.restarts.count
 
     def _warn_of_kinks(self) -> None:
+        # On the engine every unit is known: what kinks are left are those of max-pools, which no beta smooths.
         if self.net.report(self.x).engine:
             return
         warn(
